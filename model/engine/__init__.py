@@ -1,0 +1,50 @@
+"""The engines: what computes the learners' steps. `model.engine.base` says what a learner may ask of one.
+
+reference   PyTorch autograd on CPU or CUDA; bit for bit the original
+native      compiled kernels for MLPs on the CPU; the same algorithms, hundreds of times faster
+"""
+
+import random
+
+from model.engine.reference import ReferenceEngine
+from model.memory import ShuffleDraws, UniformDraws
+
+ENGINES = ("native", "reference")
+DRAWS = ("uniform", "shuffle")
+
+
+def make_draws(args):
+    """The random source of the memories: `uniform`, a generator of our own; `shuffle`, the original's stream."""
+    if args.draws == "uniform":
+        return UniformDraws(args.seed)
+    try:
+        from model.engine._draws import ShuffleDraws as CompiledShuffleDraws
+    except ImportError:  # no compiler: the same numbers, later
+        return ShuffleDraws(random.getstate())
+    return CompiledShuffleDraws(random.getstate())
+
+
+def create(args):
+    """The engine that args.engine names, drawing as args.draws says. (settings.resolve_engine makes both concrete)"""
+    if args.engine == "native":
+        from model.engine.native import NativeEngine
+
+        return NativeEngine(make_draws(args))
+    return ReferenceEngine(make_draws(args), "cuda" if args.cuda else "cpu")
+
+
+def why_not_native(args, learner_class):
+    """None where the native engine can run the learner on this data, else the reason, a phrase."""
+    from model.learner import Learner
+
+    if args.cuda:
+        return "it computes on the CPU, and --cuda yes was given"
+    if args.image_shape or args.class_ranges:
+        return "it runs MLPs on plain vectors, and the data are images or have classes per task"
+    if not issubclass(learner_class, Learner):
+        return f"{learner_class.__module__} is a torch module of its own"
+    try:
+        from model.engine import native  # noqa: F401
+    except ImportError as error:
+        return f"its compiled kernels are not built ({error}); build them with: python setup.py build_ext --inplace"
+    return None

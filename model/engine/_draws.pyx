@@ -1,0 +1,161 @@
+# cython: language_level=3, boundscheck=False, cdivision=True, initializedcheck=False
+"""Python's `random` at native speed: the original's exact stream of drawn indices. Also: which kernels this CPU can run.
+
+MT19937: Matsumoto & Nishimura, "Mersenne Twister: a 623-dimensionally equidistributed uniform pseudo-random number
+generator" (ACM TOMACS 1998), consumed as CPython's `random.shuffle` and `random.randint` consume it.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+import random
+
+cdef extern from *:
+    """
+    #if defined(__x86_64__)
+    #define CPU_HAS(feature) (__builtin_cpu_supports(feature) != 0)
+    #else
+    #define CPU_HAS(feature) 0
+    #endif
+    static int cpu_has_avx2(void) { return CPU_HAS("avx2") && CPU_HAS("fma"); }
+    static int cpu_has_avx512(void) {
+        return CPU_HAS("avx512f") && CPU_HAS("avx512dq") && CPU_HAS("avx512bw") && CPU_HAS("avx512vl");
+    }
+    """
+    bint cpu_has_avx2()
+    bint cpu_has_avx512()
+    int leading_zeros "__builtin_clz"(uint32_t) nogil
+
+
+def kernels_of_cpu():
+    """Names of the kernels that this CPU can run, fastest first: of "avx512", "avx2", "baseline"."""
+    fast = []
+    if cpu_has_avx2():
+        fast.append("avx2")
+        if cpu_has_avx512():
+            fast.insert(0, "avx512")
+    return [*fast, "baseline"]
+
+
+cdef enum:
+    N = 624                     # words of state
+    M = 397                     # a new word depends on the old one M words ahead
+
+
+cdef inline uint32_t twist(uint32_t here, uint32_t after, uint32_t ahead) noexcept nogil:
+    cdef uint32_t y = (here & <uint32_t> 0x80000000) | (after & <uint32_t> 0x7FFFFFFF)
+    return ahead ^ (y >> 1) ^ ((0 - (y & 1)) & <uint32_t> 0x9908B0DF)
+
+
+cdef class ShuffleDraws:
+    """The draws of Python's `random` from a given state on, index for index.
+
+    state  what `random.getstate()` returns, (3, (624 words, position), gauss_next); None: where `random` stands now.
+           getstate() gives it back, so that a `random.Random` can go on where this one stopped.
+    """
+    cdef uint32_t state[N]
+    cdef uint32_t word[N]       # the tempered output words of that state
+    cdef int position           # of them used
+    cdef object gauss_next
+
+    def __init__(self, state=None):
+        self.setstate(random.getstate() if state is None else state)
+
+    def setstate(self, state):
+        """Go on from this state; raises ValueError if it isn't one of Python's MT19937."""
+        version, words, gauss_next = state
+        if version != 3 or len(words) != N + 1:
+            raise ValueError("not a state of Python's random: version 3 with 625 words is needed")
+        cdef int i
+        for i in range(N):
+            self.state[i] = words[i]
+        self.position, self.gauss_next = words[N], gauss_next
+        self.temper()
+
+    def getstate(self):
+        """The state in the form of `random.getstate()`."""
+        return 3, (*[self.state[i] for i in range(N)], self.position), self.gauss_next
+
+    cdef void temper(self) noexcept nogil:
+        cdef int i
+        cdef uint32_t y
+        for i in range(N):
+            y = self.state[i]
+            y ^= y >> 11
+            y ^= (y << 7) & <uint32_t> 0x9D2C5680
+            y ^= (y << 15) & <uint32_t> 0xEFC60000
+            self.word[i] = y ^ (y >> 18)
+
+    cdef void refill(self) noexcept nogil:
+        """The next N words."""
+        cdef int i
+        cdef uint32_t *s = self.state
+        for i in range(N - M):
+            s[i] = twist(s[i], s[i + 1], s[i + M])
+        for i in range(N - M, N - 1):
+            s[i] = twist(s[i], s[i + 1], s[i + M - N])
+        s[N - 1] = twist(s[N - 1], s[0], s[M - 1])
+        self.temper()
+        self.position = 0
+
+    cdef uint32_t below(self, uint32_t n) noexcept nogil:
+        """random._randbelow(n): the first number of n.bit_length() bits that is below n."""
+        cdef int shift = leading_zeros(n)
+        cdef uint32_t r = n
+        while r >= n:
+            if self.position == N:
+                self.refill()
+            r = self.word[self.position] >> shift
+            self.position += 1
+        return r
+
+    cdef void shuffle_in_place(self, uint32_t *order, Py_ssize_t n) noexcept nogil:
+        cdef Py_ssize_t i
+        cdef uint32_t j, kept
+        for i in range(n - 1, 0, -1):
+            j = self.below(<uint32_t> (i + 1))
+            kept = order[i]
+            order[i] = order[j]
+            order[j] = kept
+
+    def draw(self, Py_ssize_t n, Py_ssize_t k):
+        """min(k, n) indices below n: order = [0..n-1]; for each j: random.shuffle(order), take order[j].  O(n k)"""
+        cdef Py_ssize_t j
+        cdef uint32_t *order = self.order(n)
+        drawn = []
+        try:
+            for j in range(min(k, n)):
+                with nogil:
+                    self.shuffle_in_place(order, n)
+                drawn.append(order[j])
+        finally:
+            free(order)
+        return drawn
+
+    def discard(self, Py_ssize_t n, Py_ssize_t k):
+        """A draw(n, k) that nobody uses: only the stream moves on."""
+        self.draw(n, k)
+
+    def shuffle(self, Py_ssize_t n):
+        """[0..n-1] after random.shuffle."""
+        cdef uint32_t *order = self.order(n)
+        try:
+            with nogil:
+                self.shuffle_in_place(order, n)
+            return [order[i] for i in range(n)]
+        finally:
+            free(order)
+
+    def randint(self, Py_ssize_t n):
+        """random.randint(0, n)"""
+        return self.below(<uint32_t> (n + 1))
+
+    cdef uint32_t *order(self, Py_ssize_t n) except NULL:
+        if not 0 <= n < 1 << 31:
+            raise ValueError(f"{n} things to draw from: there may be 0 to 2^31 - 1")
+        cdef uint32_t *order = <uint32_t *> malloc((n + 1) * sizeof(uint32_t))
+        if order == NULL:
+            raise MemoryError(f"no room to shuffle {n} numbers")
+        cdef Py_ssize_t i
+        for i in range(n):
+            order[i] = <uint32_t> i
+        return order

@@ -1,0 +1,186 @@
+"""What a learner may ask of a network, whatever machine computes it.
+
+    x, t, y   inputs, task and label of an example
+    slot      an example's place in `Examples`; a batch is a list of slots
+    theta     the parameters of a network; a flat vector of P numbers in PyTorch's order where one is passed around
+
+An engine offers `examples`, `network` and `draws`, and adds up the training losses.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+
+import torch
+
+
+class Network(ABC):
+    """A network in training: plain SGD, and cross-entropy over the classes of an example's task."""
+
+    @abstractmethod
+    def sgd(self, batch):
+        """One SGD step on the mean loss of the batch."""
+
+    @abstractmethod
+    def sgd_groups(self, groups):
+        """One SGD step on the sum over groups (lists of slots) of each group's mean loss."""
+
+    @abstractmethod
+    def sgd_each(self, batch, weights=None):
+        """One SGD step per example, in the order of the batch; the i-th loss times weights[i]."""
+
+    @abstractmethod
+    def begin_reptile(self):
+        """Marks theta0. Nests."""
+
+    @abstractmethod
+    def end_reptile(self, step):
+        """theta <- theta0 + (theta - theta0) * step, elementwise, with the theta0 marked last."""
+
+    @contextmanager
+    def reptile(self, step):
+        """Interpolates between the weights before and after the block. (Nichol et al. 2018; Algorithms 1, 6, 7)"""
+        self.begin_reptile()
+        yield
+        self.end_reptile(step)
+
+    @abstractmethod
+    def gradient(self, batch):
+        """(P,) gradient of the mean loss of the batch."""
+
+    @abstractmethod
+    def task_gradients(self, batches):
+        """TaskGradients of the mean loss of each batch."""
+
+    @abstractmethod
+    def descend(self, gradient):
+        """theta <- theta - lr * gradient, for a (P,) gradient."""
+
+    @abstractmethod
+    def anchor(self, importance, strength):
+        """Adds strength * sum_i importance_i (theta_i - theta*_i)^2, theta* = theta now, to every later step's loss."""
+
+    @abstractmethod
+    def copy_from(self, other):
+        """theta <- theta of another network of the same shape."""
+
+    @abstractmethod
+    def predict(self, x, t):
+        """(B, C) outputs for x (B, D) of task t; -10e10 for classes that are not the task's."""
+
+    @abstractmethod
+    def state_dict(self):
+        """The weights, as torch tensors on the CPU under PyTorch's names."""
+
+    @abstractmethod
+    def load_state_dict(self, state):
+        """The weights from a `state_dict`."""
+
+    @abstractmethod
+    def state(self):
+        """All that `load_state` needs to go on exactly: the weights and the anchors, as tensors."""
+
+    @abstractmethod
+    def load_state(self, state):
+        """Goes on where `state` was taken."""
+
+
+class TaskGradients(ABC):
+    """The gradients g_1..g_K of K tasks' mean losses, G (K, P); each product is computed when it is asked for."""
+
+    @abstractmethod
+    def interferes(self, gradient):
+        """Whether any g_k . gradient < 0: the step would increase a past task's loss."""
+
+    @abstractmethod
+    def dot(self, gradient):
+        """(K,) products G gradient, float64 numpy."""
+
+    @abstractmethod
+    def gram(self):
+        """(K, K) products G G^T, float64 numpy."""
+
+    @abstractmethod
+    def combine(self, v, gradient):
+        """(P,) G^T v + gradient."""
+
+
+class Engine(ABC):
+    """A way to compute. `draws` is the random source of the memories (model.memory)."""
+
+    name: str
+    overlaps = False  # whether networks have a `snapshot()` that may be evaluated while training goes on
+
+    @abstractmethod
+    def examples(self, n_inputs):
+        """Empty `Examples`."""
+
+    @abstractmethod
+    def network(self, module, examples, lr, class_ranges=None):
+        """The Network of a module of model.networks, trained on examples of `examples`."""
+
+    @abstractmethod
+    def take_loss(self):
+        """The sum of the losses since the last call, a float (not finite if any was not)."""
+
+
+class Examples:
+    """Slots of examples, grown as they are written: inputs (n, D), tasks and labels (n,)."""
+
+    def __init__(self, n_inputs, device="cpu"):
+        self.x = torch.empty(0, n_inputs, device=device)
+        self.y = torch.empty(0, dtype=torch.long, device=device)
+        self.tasks = []
+
+    def _reserve(self, n):
+        have = len(self.tasks)
+        if n > have:
+            room = max(n, 2 * have, 64)
+            for name in ("x", "y"):
+                old = getattr(self, name)
+                new = torch.zeros(room, *old.shape[1:], dtype=old.dtype, device=old.device)
+                new[:have] = old
+                setattr(self, name, new)
+            self.tasks += [-1] * (room - have)
+
+    def put(self, first_slot, x, t, y):
+        """Writes a minibatch of task t, x (B, D) and y (B,), to slots first_slot..; returns the slots."""
+        end = first_slot + len(y)
+        self._reserve(end)
+        self.x[first_slot:end] = x
+        self.y[first_slot:end] = y
+        self.tasks[first_slot:end] = [t] * len(y)
+        return list(range(first_slot, end))
+
+    def copy(self, source, target):
+        """Slot target becomes what slot source is."""
+        self._reserve(target + 1)
+        self.x[target] = self.x[source]
+        self.y[target] = self.y[source]
+        self.tasks[target] = self.tasks[source]
+
+    def get(self, batch):
+        """Inputs (B, D), labels (B,) and the list of tasks of a batch."""
+        if len(batch) == 1:  # a view: a copy would cost a batch-1 step several microseconds
+            (slot,) = batch
+            return self.x[slot : slot + 1], self.y[slot : slot + 1], self.tasks[slot : slot + 1]
+        return self.x[batch], self.y[batch], [self.tasks[slot] for slot in batch]
+
+    def by_task(self, batch):
+        """The batch grouped by task, groups and their members in order of first appearance."""
+        groups = {}
+        for slot in batch:
+            groups.setdefault(self.tasks[slot], []).append(slot)
+        return list(groups.values())
+
+    def state(self):
+        slots = [slot for slot, t in enumerate(self.tasks) if t >= 0]
+        return {
+            "slots": slots,
+            "x": self.x[slots].cpu(),
+            "t": torch.tensor([self.tasks[s] for s in slots]),
+            "y": self.y[slots].cpu(),
+        }
+
+    def load_state(self, state):
+        for slot, x, t, y in zip(state["slots"], state["x"], state["t"].tolist(), state["y"], strict=True):
+            self.put(slot, x[None], t, y[None])

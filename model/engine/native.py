@@ -1,0 +1,202 @@
+"""The native engine: compiled kernels for multi-layer perceptrons on the CPU.
+
+The reference engine's algorithms in float32 with other rounding: sums run in another order, a Reptile step of exactly 1
+is left out, EWC's penalty over all past tasks is kept as two sums.
+"""
+
+import threading
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from model import networks
+from model.engine import _compiled, base
+
+
+class NativeEngine(base.Engine):
+    """Runs networks.MLP and networks.TaskInputMLP; their snapshots may be evaluated while training goes on."""
+
+    name = "native"
+    overlaps = True
+
+    def __init__(self, draws):
+        self.draws, self._loss = draws, 0.0
+        self._images, self._lock = {}, threading.Lock()
+
+    def examples(self, n_inputs):
+        return NativeExamples(n_inputs)
+
+    def network(self, module, examples, lr, class_ranges=None):
+        if class_ranges is not None or not isinstance(module, networks.MLP | networks.TaskInputMLP):
+            raise TypeError("the native engine runs plain MLPs only")
+        return NativeNetwork(self, module, examples, lr)
+
+    def add_loss(self, loss):
+        self._loss += loss
+
+    def take_loss(self):
+        loss, self._loss = self._loss, 0.0
+        return loss
+
+    def test_images(self, split):
+        """The compiled form of a split's images, made once for all tasks that are maps of them."""
+        with self._lock:
+            key = id(split.images)
+            if key not in self._images:
+                self._images[key] = (
+                    _compiled.TestImages(split.images),
+                    split.images,
+                )  # the images, so that no id returns
+            return self._images[key][0]
+
+
+class NativeExamples:
+    """`base.Examples` in the kernels' sparse form: the non-zero inputs of each slot."""
+
+    def __init__(self, n_inputs):
+        self.n_inputs, self.tasks = n_inputs, []
+        self.compiled = _compiled.Examples(100000, n_inputs)
+
+    def _reserve(self, n):
+        if n > len(self.tasks):
+            room = max(n, 2 * len(self.tasks), 64)
+            pass
+            self.tasks += [-1] * (room - len(self.tasks))
+
+    def put(self, first_slot, x, t, y):
+        """Writes a minibatch of task t, x (B, D) and y (B,), to slots first_slot..; returns the slots."""
+        end = first_slot + len(y)
+        self._reserve(end)
+        self.compiled.put_many(first_slot, np.ascontiguousarray(x, dtype=np.float32), t, y.tolist())
+        self.tasks[first_slot:end] = [t] * len(y)
+        return list(range(first_slot, end))
+
+    def copy(self, source, target):
+        """Slot target becomes what slot source is."""
+        self._reserve(target + 1)
+        self.compiled.copy(source, target)
+        self.tasks[target] = self.tasks[source]
+
+    by_task = base.Examples.by_task
+
+    def state(self):
+        slots = [slot for slot, t in enumerate(self.tasks) if t >= 0]
+        x, t, y = (torch.from_numpy(values) for values in self.compiled.get(slots))
+        return {"slots": slots, "x": x, "t": t, "y": y}
+
+    def load_state(self, state):
+        for slot, x, t, y in zip(state["slots"], state["x"], state["t"].tolist(), state["y"], strict=True):
+            self.put(slot, x[None], t, y[None])
+
+
+class NativeNetwork(base.Network):
+    """The kernels' MLP, with the weights, and the names of the weights, of a torch module."""
+
+    def __init__(self, engine, module, examples, lr):
+        self.engine, self.examples = engine, examples
+        self._log_probabilities = module.log_probabilities
+        self._names = list(module.state_dict())
+        heads, layers = module.heads_and_layers()
+        self._n_heads = len(heads)
+        self.mlp = _compiled.MLP(*self._arrays(module.state_dict()), lr)
+
+    def _arrays(self, state):
+        """(heads, layers), lists of (weight, bias), from the named weights: PyTorch's order is heads first."""
+        values = [np.ascontiguousarray(state[name].numpy(), dtype=np.float32) for name in self._names]
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        return pairs[: self._n_heads], pairs[self._n_heads :]
+
+    def sgd(self, batch):
+        self.mlp.sgd_batch(self.examples.compiled, batch, [1 / len(batch)] * len(batch))
+        self.engine.add_loss(self.mlp.loss)
+
+    def sgd_groups(self, groups):
+        batch = [slot for group in groups for slot in group]
+        self.mlp.sgd_batch(self.examples.compiled, batch, [1 / len(group) for group in groups for _ in group])
+        self.engine.add_loss(self.mlp.loss)
+
+    def sgd_each(self, batch, weights=None):
+        self.mlp.sgd_each(self.examples.compiled, batch, weights)
+        self.engine.add_loss(self.mlp.loss)
+
+    def begin_reptile(self):
+        self.mlp.begin_reptile()
+
+    def end_reptile(self, step):
+        self.mlp.end_reptile(step)
+
+    def gradient(self, batch):
+        return self.mlp.gradient(self.examples.compiled, batch)
+
+    def task_gradients(self, batches):
+        return NativeTaskGradients(self.mlp.task_gradients(self.examples.compiled, batches))
+
+    def descend(self, gradient):
+        self.mlp.descend(gradient)
+
+    def anchor(self, importance, strength):
+        self.mlp.anchor(importance, strength)
+
+    def copy_from(self, other):
+        self.mlp.copy_from(other.mlp)
+
+    def predict(self, x, t):
+        outputs = torch.from_numpy(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t))
+        return F.log_softmax(outputs, dim=1) if self._log_probabilities else outputs
+
+    def snapshot(self):
+        """The network as it is now, to be evaluated by other threads."""
+        return Snapshot(self.engine, self.mlp.snapshot())
+
+    def state_dict(self):
+        heads, layers = self.mlp.weights()
+        values = [torch.from_numpy(value) for pair in (*heads, *layers) for value in pair]
+        return dict(zip(self._names, values, strict=True))
+
+    def load_state_dict(self, state):
+        self.mlp.set_weights(*self._arrays(state))
+
+    def state(self):
+        anchors = self.mlp.anchors()
+        if anchors is not None:
+            stiffness, pull, constant = anchors
+            anchors = {"stiffness": torch.from_numpy(stiffness), "pull": torch.from_numpy(pull), "constant": constant}
+        return {"weights": self.state_dict(), "anchors": anchors}
+
+    def load_state(self, state):
+        self.load_state_dict(state["weights"])
+        anchors = state["anchors"]
+        if anchors is not None:
+            anchors = (anchors["stiffness"].numpy(), anchors["pull"].numpy(), anchors["constant"])
+        self.mlp.set_anchors(anchors)
+
+
+class NativeTaskGradients(base.TaskGradients):
+    """The kernels' task gradients: a product with g needs no full gradient, and only a projection makes them."""
+
+    def __init__(self, compiled):
+        self._compiled = compiled
+
+    def interferes(self, gradient):
+        return bool((self._compiled.dot(gradient) < 0).any())
+
+    def dot(self, gradient):
+        return self._compiled.dot(gradient)
+
+    def gram(self):
+        return self._compiled.gram()
+
+    def combine(self, v, gradient):
+        return self._compiled.combine(v, gradient)
+
+
+class Snapshot:
+    """Weights that do not change."""
+
+    def __init__(self, engine, mlp):
+        self._engine, self._mlp = engine, mlp
+
+    def hits(self, split, t, n):
+        """How many of the first n examples of a split it gets right as task t's."""
+        return self._engine.test_images(split).correct(self._mlp, t, split.pixel_map, split.labels, 0, n)

@@ -1,0 +1,88 @@
+"""Hyperparameters: what a learner reads from the command line, declared once.
+
+A learner lists the flags that it reads in its class attribute `flags`. Those that several learners share stand here;
+a flag of one learner alone stands in that learner's file, and is on the command line because the file is there:
+
+    class Net(ReplayLearner):
+        flags = (*ReplayLearner.flags, Flag("temperature", number(above=0), 2.0, "softness of the targets"))
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Flag:
+    """`--name VALUE`. parse turns the text into the value, or raises argparse.ArgumentTypeError with the rule."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    choices: tuple | None = None
+
+
+def integer(least=None, most=None):
+    """Parser of whole numbers (also written 20.0, as the original's scripts do) in least..most."""
+
+    def parse(text):
+        try:
+            value = float(text)
+            if value != int(value):
+                raise ValueError
+            value = int(text) if text.strip().lstrip("+-").isdigit() else int(value)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if least is not None and value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: it must be {least} or more")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{value} is too large: it must be {most} or less")
+        return value
+
+    parse.domain = f"integer >= {least}" if least is not None else "integer"
+    return parse
+
+
+def number(least=None, above=None):
+    """Parser of finite numbers that are at least `least`, or greater than `above`."""
+
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        if least is not None and value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: it must be {least} or more")
+        if above is not None and value <= above:
+            raise argparse.ArgumentTypeError(f"{value} is too small: it must be more than {above}")
+        return value
+
+    parse.domain = "number"
+    return parse
+
+
+def yes_no(text):
+    """Parser of yes and no, to True and False."""
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'yes' nor 'no'")
+    return text == "yes"
+
+
+yes_no.domain = "yes|no"
+
+N_HIDDENS = Flag("n_hiddens", integer(1), 100, "hidden units a layer")
+N_LAYERS = Flag("n_layers", integer(0), 2, "hidden layers")
+LR = Flag("lr", number(0), 1e-3, "learning rate of plain SGD")
+N_MEMORIES = Flag("n_memories", integer(0), 0, "memories per task")
+MEMORY_STRENGTH = Flag(
+    "memory_strength", number(0), 0.0, "gem: margin of the quadratic program; ewc: weight of the penalty"
+)
+MEMORIES = Flag("memories", integer(1), 5120, "capacity of the reservoir, in examples")
+REPLAY_BATCH_SIZE = Flag("replay_batch_size", integer(0), 20, "draws from memory for each batch, the paper's k-1")
+GAMMA = Flag("gamma", number(0), 1.0, "Reptile step across batches")
+BATCHES_PER_EXAMPLE = Flag("batches_per_example", integer(1), 1, "batches for each incoming example, the paper's s")

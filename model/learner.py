@@ -1,0 +1,130 @@
+"""What all learners share: an engine, a place for examples, a network; and the reservoir of those that replay.
+
+A learner states its hyperparameters in `flags` and its rule in `learn` (a minibatch) or `learn_one` (an example).
+Examples are passed around as slots: `[current, *self.memory.draw(k)]` is a batch.
+"""
+
+from abc import ABC, abstractmethod
+
+from model import engine, networks
+from model.flags import BATCHES_PER_EXAMPLE, GAMMA, LR, MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE
+from model.memory import Reservoir
+
+__all__ = ["Learner", "ReplayLearner", "BATCHES_PER_EXAMPLE", "GAMMA"]
+
+
+class Learner(ABC):
+    """A continual learner: `observe` minibatches one after another, `forward` at any moment.
+
+    n_inputs, n_outputs, n_tasks   sizes of the data
+    args                           the flags, and image_shape and class_ranges of the data (None for plain vectors)
+    """
+
+    flags = (LR, N_HIDDENS, N_LAYERS)
+
+    def __init__(self, n_inputs, n_outputs, n_tasks, args):
+        self.args, self.n_inputs, self.n_outputs, self.n_tasks = args, n_inputs, n_outputs, n_tasks
+        self.engine = engine.create(args)
+        self.examples = self.engine.examples(n_inputs)
+        self.first_free_slot = args.batch_size  # the slots before it take the incoming minibatch
+        self.build()
+
+    def build(self):
+        """Makes the networks and the memories. Unless overridden: one network, the one that the data asks for."""
+        self.net = self.network(networks.for_data(self.args, self.n_inputs, self.n_outputs))
+
+    def network(self, module):
+        """The engine's network of a torch module, trained on this learner's examples."""
+        return self.engine.network(module, self.examples, self.args.lr, self.args.class_ranges)
+
+    # the interface of a learner
+
+    def observe(self, x, t, y):
+        """Learns from a minibatch of task t: x (B, D) float32, y (B,) labels."""
+        self.learn(self.examples.put(0, x, t, y), t)
+
+    @abstractmethod
+    def learn(self, batch, t):
+        """The learner's rule for a minibatch (a list of slots) of task t."""
+
+    def forward(self, x, t):
+        """(B, C) outputs for x (B, D) of task t."""
+        return self.network_of(t).predict(x, t)
+
+    def __call__(self, x, t):
+        return self.forward(x, t)
+
+    def network_of(self, t):
+        """The network that answers for task t."""
+        return self.net
+
+    def notes(self):
+        """What a reader of the results should know, by name."""
+        return {}
+
+    # weights and state
+
+    def named_networks(self):
+        """The networks by the prefix of their weights' names."""
+        return {"net.": self.net}
+
+    def state_dict(self):
+        """The weights under the original's names, as torch tensors on the CPU."""
+        return {
+            prefix + name: value
+            for prefix, net in self.named_networks().items()
+            for name, value in net.state_dict().items()
+        }
+
+    def load_state_dict(self, state):
+        """The weights from a `state_dict`."""
+        for prefix, net in self.named_networks().items():
+            net.load_state_dict(
+                {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+            )
+
+    def parts(self):
+        """The parts of the learner that have a state, by name; a learner with further memories adds them."""
+        return {"examples": self.examples, **self.named_networks()}
+
+    def own_state(self):
+        """What the learner keeps besides its parts: names of attributes with plain values (numbers, lists, tensors)."""
+        return ()
+
+    def state(self):
+        """All that `load_state` needs to go on exactly as if nothing had happened."""
+        return {
+            "parts": {name: part.state() for name, part in self.parts().items()},
+            "own": {name: getattr(self, name) for name in self.own_state()},
+            "draws": self.engine.draws.getstate(),
+        }
+
+    def load_state(self, state):
+        """Goes on where `state` was taken."""
+        for name, part in self.parts().items():
+            part.load_state(state["parts"][name])
+        for name in self.own_state():
+            setattr(self, name, state["own"][name])
+        self.engine.draws.setstate(state["draws"])
+
+
+class ReplayLearner(Learner):
+    """A learner with a reservoir, that takes the examples of a minibatch one at a time."""
+
+    flags = (*Learner.flags, MEMORIES, REPLAY_BATCH_SIZE)
+
+    def build(self):
+        super().build()
+        self.k = self.args.replay_batch_size  # the paper's k-1
+        self.memory = Reservoir(self.examples, self.first_free_slot, self.args.memories, self.engine.draws)
+
+    def learn(self, batch, t):
+        for example in batch:
+            self.learn_one(example)
+
+    @abstractmethod
+    def learn_one(self, current):
+        """The learner's rule for one example (a slot)."""
+
+    def parts(self):
+        return {**super().parts(), "memory": self.memory}

@@ -1,0 +1,145 @@
+"""Episodic memories and how they are drawn from. An example is known by its slot in the engine's `Examples`."""
+
+import random
+
+import numpy as np
+
+
+class ShuffleDraws:
+    """The original's draws: Python's `random` stream, one shuffle of the whole memory for each draw.
+
+    Every draw is uniform over the memory and independent of the others (sampling with replacement), at O(n) a draw.
+    Goes on from a state of `random`. The compiled twin is model.engine._draws.ShuffleDraws.
+    """
+
+    def __init__(self, state):
+        self._random = random.Random()
+        self._random.setstate(state)
+
+    def draw(self, n, k):
+        """min(k, n) indices of 0..n-1."""
+        order = list(range(n))
+        drawn = []
+        for j in range(min(k, n)):
+            self._random.shuffle(order)
+            drawn.append(order[j])
+        return drawn
+
+    def randint(self, n):
+        """Uniform in 0..n, both ends included."""
+        return self._random.randint(0, n)
+
+    def shuffle(self, n):
+        """The numbers 0..n-1 in random order."""
+        order = list(range(n))
+        self._random.shuffle(order)
+        return order
+
+    def getstate(self):
+        return self._random.getstate()
+
+    def setstate(self, state):
+        self._random.setstate(state)
+
+
+class UniformDraws:
+    """The same distributions from a generator of our own (PCG64, seeded with (seed, "draws")), at O(1) a draw."""
+
+    def __init__(self, seed):
+        self._generator = np.random.Generator(np.random.PCG64([seed, *b"draws"]))
+
+    def draw(self, n, k):
+        """min(k, n) indices uniform over 0..n-1, with replacement."""
+        return self._generator.integers(n, size=min(k, n)).tolist() if n else []
+
+    def randint(self, n):
+        """Uniform in 0..n, both ends included."""
+        return int(self._generator.integers(n + 1))
+
+    def shuffle(self, n):
+        """The numbers 0..n-1 in random order."""
+        return self._generator.permutation(n).tolist()
+
+    def getstate(self):
+        return self._generator.bit_generator.state
+
+    def setstate(self, state):
+        self._generator.bit_generator.state = state
+
+
+class Reservoir:
+    """A memory that holds a near uniform sample of all examples it was shown. (Vitter 1985; the paper's Algorithm 3)
+
+    examples     where they lie: slots first_slot .. first_slot + capacity - 1 belong to the reservoir
+    n_seen       N, examples passed so far; size, examples held
+    """
+
+    def __init__(self, examples, first_slot, capacity, draws):
+        self.examples, self.first_slot, self.capacity, self.draws = examples, first_slot, capacity, draws
+        self.size = self.n_seen = 0
+
+    def draw(self, k):
+        """Slots of min(k, size) examples, uniform over the memory, with replacement."""
+        first = self.first_slot
+        return [first + i for i in self.draws.draw(self.size, k)]
+
+    def discard_draw(self, k):
+        """Keeps the original's random stream in step where it throws a draw away; nothing on a stream of our own."""
+        if not isinstance(self.draws, UniformDraws):
+            self.draws.draw(self.size, k)
+
+    def remember(self, example):
+        """Kept while there is room; then in place of slot p ~ U{0..N} if p < capacity.
+
+        N counts this example too, so acceptance is capacity / (N + 1), not capacity / N: the original's, kept.
+        """
+        self.n_seen += 1
+        if self.size < self.capacity:
+            place = self.size
+            self.size += 1
+        else:
+            place = self.draws.randint(self.n_seen)
+        if place < self.capacity:
+            self.examples.copy(example, self.first_slot + place)
+
+    def state(self):
+        return {"size": self.size, "n_seen": self.n_seen}
+
+    def load_state(self, state):
+        self.size, self.n_seen = state["size"], state["n_seen"]
+
+
+class TaskRings:
+    """The last examples of every task, `per_task` each, in rings that share ONE write pointer.
+
+    The pointer goes on across tasks and is not reset when a task begins: the original's, kept. Slots not yet written
+    are not used (the original read whatever was in them).
+    """
+
+    def __init__(self, examples, first_slot, per_task):
+        self.examples, self.first_slot, self.per_task = examples, first_slot, per_task
+        self.pointer = 0
+        self.written = {}  # task -> places written; the tasks in order of appearance
+
+    def remember(self, batch, t):
+        """Writes the batch to t's ring, cut at the ring's end; there the pointer returns to 0."""
+        places = self.written.setdefault(t, set())
+        for example in batch[: self.per_task - self.pointer]:
+            self.examples.copy(example, self._slot(t, self.pointer))
+            places.add(self.pointer)
+            self.pointer += 1
+        self.pointer %= self.per_task
+
+    def past(self, t):
+        """For each task before t, in order of appearance: the slots of its memories."""
+        return [[self._slot(k, place) for place in sorted(places)] for k, places in self.written.items() if k != t]
+
+    def _slot(self, t, place):
+        return self.first_slot + t * self.per_task + place
+
+    def state(self):
+        return {"pointer": self.pointer, "written": [[t, sorted(places)] for t, places in self.written.items()]}
+
+    def load_state(self, state):
+        self.pointer = state["pointer"]
+        self.written = {t: set(places) for t, places in state["written"]}

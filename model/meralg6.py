@@ -1,0 +1,16 @@
+"""MER, one big batch: the current example last. (The paper's Algorithm 6)"""
+
+from model.learner import BATCHES_PER_EXAMPLE, GAMMA, ReplayLearner
+
+
+class Net(ReplayLearner):
+    """Reptile over one SGD step for each of k-1 draws and then the current example."""
+
+    flags = (*ReplayLearner.flags, GAMMA, BATCHES_PER_EXAMPLE)
+
+    def learn_one(self, current):
+        self.memory.discard_draw(self.k)
+        for _ in range(self.args.batches_per_example):
+            with self.net.reptile(self.args.gamma):
+                self.net.sgd_each([*self.memory.draw(self.k), current])
+        self.memory.remember(current)
