@@ -1,19 +1,23 @@
 """Trains one continual learner on a stream of tasks, and tells how much it remembers. See `python main.py --help`."""
 
+import os
+import shlex
 import sys
 import time
+from contextlib import closing, suppress
 
 import torch
 from continuum.files import load_tasks
-from tqdm import tqdm
 
 import checkpoints
 import results
 import settings
+import states
 from continuum.evaluation import Evaluator
 from continuum.experience import Diverged, Experience, seed_everything
 from continuum.stream import Stream
 from errors import UserError
+from watchers import ProgressBar, TensorBoard, Watchers
 
 
 def run(args, learner_class, checkpoint=None):
@@ -21,125 +25,91 @@ def run(args, learner_class, checkpoint=None):
 
     checkpoint   None, or (path, content) of the checkpoint to go on from
     """
-    begin, started = time.perf_counter(), results.now()
-    results.check_writable(args.save_path)
+    results.check_writable(args)
+    begin = time.perf_counter()
     tasks = load_tasks(args.data_path, args.data_file, args.data_seed)
-    data_seconds = time.perf_counter() - begin
-
+    journal = checkpoints.Journal(args, tasks.identity, time.perf_counter() - begin)
     reason = settings.resolve_engine(args, learner_class, tasks)
+    if args.resume == "auto":
+        checkpoint = journal.find_checkpoint()
+        if checkpoint and args.engine == "reference":  # whose sums depend on it
+            args.threads = checkpoint[1]["flags"]["threads"]
+    args.resume = None  # a run that was interrupted leaves what another does
     torch.set_num_threads(args.threads)
-    experience = set_out(args, learner_class, tasks)
+    before = states.load(args.start_from, args, tasks) if args.start_from else None
+    experience = set_out(args, learner_class, tasks, before)
     announce(args, tasks, experience, reason)
-    name, spent = results.new_name(args), {"training": 0.0, "evaluation": 0.0, "total": 0.0}
-    path, content = checkpoint or find_checkpoint(args, tasks)
-    if content:
-        checkpoints.refuse_differences(path, content, vars(args), tasks.identity)
-        experience.load_state(content["experience"])
-        name, spent, started = content["name"], content["seconds"], content["started"]
-        say(f"goes on after {experience.seen:,} examples, from {path}")
+    if checkpoint:
+        changed = journal.go_on_from(checkpoint, experience)
+        say(f"goes on after {experience.seen:,} examples, from {checkpoint[0]}")
+        if changed:
+            say(f"note: not what it was: {', '.join(changed)}; the numbers may not be those of an undisturbed run")
 
-    def seconds():
-        """Time spent so far, in all parts of the run together."""
-        total = time.perf_counter() - begin
-        new = {"training": total - experience.held, "evaluation": experience.evaluator.seconds, "total": total}
-        return {key: spent[key] + value for key, value in new.items()}
+    with checkpoints.Checkpointer(args.checkpoint_every, journal, experience, say) as checkpointer:
+        try:
+            about = learn(args, experience, checkpointer) | journal.times(experience)
+        except checkpoints.Stopped as stop:
+            say(f"stopped by {stop}")
+            if stop.checkpoint:
+                say(f"go on with: python main.py --resume {shlex.quote(str(stop.checkpoint))}")
+            return 128 + stop.signal
+        return finish(args, tasks, experience, journal, about)
 
-    def save_checkpoint():
-        checkpoints.save(
-            checkpoints.path_of(args.save_path, name),
-            {
-                "flags": vars(args),
-                "data": tasks.identity,
-                "code": results.code_identity(),
-                "name": name,
-                "started": started,
-                "seconds": seconds(),
-                "experience": experience.state(),
-            },
-        )
 
-    about, begin = {}, time.perf_counter()
-    can_stop = hasattr(experience.learner, "state")  # a torch module of its own has nothing to go on from
-    with checkpoints.Checkpointer(args.checkpoint_every if can_stop else None) as checkpointer:
-        progress = Progress(args.progress, experience)
+def learn(args, experience, checkpointer):
+    """Lives the experience to its end, watched and checkpointed; returns what the results should say of a failure."""
+    failed = {}
+    watchers = [ProgressBar(args.progress, experience)]
+    if args.tensorboard:
+        watchers.append(TensorBoard(args.tensorboard, experience))
+    with closing(experience.evaluator), closing(Watchers(watchers, say)) as watch:
         try:
             for batch in experience.live():
-                progress(batch)
-                if checkpointer.due(experience.next_minibatch):
-                    save_checkpoint()
+                watch(batch)
+                checkpointer(batch)
         except Diverged as error:
-            about = {"status": "diverged", "failure": str(error)}
-        except checkpoints.Stopped as stop:
-            return stopped(stop, can_stop and save_checkpoint, checkpoints.path_of(args.save_path, name))
-        finally:
-            progress.close()
-    experience.result_a()  # waits for the evaluations under way
-    experience.evaluator.close()
+            failed = {"status": "diverged", "failure": str(error)}
+        experience.result_a()  # waits for the evaluations under way
+    return failed
 
-    about |= {"started": started, "finished": results.now(), "seconds": {"data": data_seconds, **seconds()}}
-    path, line = results.save(args.save_path, name, experience, args, tasks, about)
-    checkpoints.path_of(args.save_path, name).unlink(missing_ok=True)
-    print(f"{path}: {line} # {about['seconds']['total']:.3f}")
+
+def finish(args, tasks, experience, journal, about):
+    """Saves the results and says where; returns the exit code."""
+    path, line, trouble = results.save(args.save_path, journal.name, experience, args, tasks, about)
+    if not trouble:
+        journal.discard_checkpoints()
+    try:
+        print(f"{path}: {line} # {about['seconds']['total']:.3f}", flush=True)
+    except (OSError, UnicodeError) as error:  # a full disk, a reader that is gone, a name that it cannot show
+        trouble = trouble or f"cannot write to stdout ({error}); the results are saved as {path}.*"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds for it
+    if trouble:
+        say(f"error: {trouble}")
     if "failure" in about:
         say(f"error: {args.model} diverged: {about['failure']}; what came before is saved; try a smaller --lr")
-        return 1
-    return 0
+    return 1 if trouble or "failure" in about else 0
 
 
-def set_out(args, learner_class, tasks):
-    """The Experience of a new learner; moves the random streams in the original's order: stream, then weights."""
+def set_out(args, learner_class, tasks, before=None):
+    """The Experience of a new learner; moves the random streams in the original's order: stream, then weights.
+
+    before   None, or the state that an earlier run's learner left: the tasks are numbered after those that it knows
+    """
     seed_everything(args.seed)
     sizes = [len(task.train) for task in tasks.tasks]
     stream = Stream(sizes, args.samples_per_task, args.n_epochs, args.batch_size, args.shuffle_tasks)
-    own = settings.learner_args(args, tasks)
-    learner = learner_class(tasks.n_inputs, tasks.n_outputs, len(tasks.tasks), own)
+    own, first_task, n_outputs = settings.learner_args(args, tasks), 0, tasks.n_outputs
+    own.batch_size = stream.batch_size
+    if before:
+        own.class_ranges = before["class_ranges"] and before["class_ranges"] + tasks.class_ranges
+        first_task, n_outputs = before["sizes"]["n_tasks"], before["sizes"]["n_outputs"]
+        own.batch_size = max(own.batch_size, before["sizes"]["first_free_slot"])
+    learner = learner_class(tasks.n_inputs, n_outputs, first_task + len(tasks.tasks), own)
+    if before:
+        states.hand_over(args.start_from, before, learner)
     if isinstance(learner, torch.nn.Module) and args.cuda:
         learner.cuda()
-    return Experience(learner, tasks.tasks, stream, Evaluator(tasks.tasks, args.threads), args.log_every)
-
-
-def find_checkpoint(args, tasks):
-    """(path, content) of this run's checkpoint where --resume auto asks for it, else (None, None)."""
-    if args.resume != "auto":
-        return None, None
-    return checkpoints.find(args.save_path, vars(args), tasks.identity, results.code_identity())
-
-
-def stopped(stop, save_checkpoint, path):
-    """Ends a run that a signal stopped; returns the exit code (128 + the signal's number)."""
-    say(f"stopped by {stop}")
-    if save_checkpoint:
-        save_checkpoint()
-        say(f"go on with: python main.py --resume {path}")
-    return 128 + stop.signal
-
-
-class Progress:
-    """The bar on stderr: examples, time left, the task, the latest accuracy on it and on the first task."""
-
-    def __init__(self, wanted, experience):
-        self.experience = experience
-        hidden = not (wanted == "yes" or (wanted == "auto" and sys.stderr.isatty()))
-        self.bar = tqdm(
-            total=experience.stream.n_examples, initial=experience.seen, unit="ex", disable=hidden, delay=0.2
-        )
-        self.shown = 0.0
-
-    def __call__(self, batch):
-        if self.bar.disable:
-            return
-        now = time.monotonic()
-        if now - self.shown > 0.5:
-            self.shown = now
-            accuracies = self.experience.latest()
-            if accuracies:
-                first = self.experience.stream.order[0]
-                text = f"task {batch.t}: {accuracies[batch.t]:.3f}, first task: {accuracies[first]:.3f}"
-                self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(len(batch.indices))
-
-    def close(self):
-        self.bar.close()
+    return Experience(learner, tasks.tasks, stream, Evaluator(tasks.tasks, args.threads), args.log_every, first_task)
 
 
 def announce(args, tasks, experience, reason):
@@ -154,10 +124,14 @@ def announce(args, tasks, experience, reason):
     say(f"engine: {args.engine} (draws: {args.draws}; threads: {args.threads}); seed: {args.seed}")
     if reason:
         say(reason)
+    for name in settings.unread(args, type(experience.learner)):
+        say(f"note: {args.model} does not read --{name}")
 
 
 def say(text):
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line on stderr; a run goes on where nobody can hear it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments=None):
@@ -171,6 +145,9 @@ def main(arguments=None):
     except OSError as error:
         say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
 
 
 if __name__ == "__main__":

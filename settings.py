@@ -12,6 +12,7 @@ from model import engine
 from model.flags import Flag, integer, yes_no
 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
+MOST_THREADS = 1024
 
 
 def _text(text):
@@ -54,6 +55,9 @@ GROUPS = {
         Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches"),
         Flag("save_path", _text, "results/", "folder of the results"),
         Flag("checkpoint_every", interval, (60, "seconds"), "write a checkpoint every N minibatches or Ns seconds"),
+        Flag("keep_state", yes_no, True, "save the memory and counters of the learner too, for --start_from"),
+        Flag("start_from", _text, None, "go on from the learner of this finished run (its .pt) with further tasks"),
+        Flag("tensorboard", _text, None, "write the accuracies as they come to this folder, for TensorBoard"),
         Flag(
             "resume",
             _text,
@@ -72,7 +76,7 @@ GROUPS = {
             "auto: shuffle on the reference engine",
             ("auto", *engine.DRAWS),
         ),
-        Flag("threads", integer(0), 0, "threads to use; 0: what the process may use, one where more do not pay"),
+        Flag("threads", integer(0, MOST_THREADS), 0, "threads to use; 0: what the process may use, one where more do not pay"),
         Flag("progress", _text, "auto", "progress bar on stderr; auto: on a terminal", ("auto", "yes", "no")),
     ),
 }
@@ -133,7 +137,7 @@ def _shown(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return f"{value[0]}{value[1][0]}"
+        return f"{value[0]}s" if value[1] == "seconds" else value[0]
     return "none" if value is None else value
 
 
@@ -152,11 +156,13 @@ def parse(arguments=None):
     Exits with code 2 and a message on a flag that breaks its rule (argparse); raises UserError on what shows later.
     """
     learners = model.load_all()
-    given = vars(make_parser(learners).parse_args(arguments))
+    parser = make_parser(learners)
+    given = vars(parser.parse_args(arguments))
     known, checkpoint = defaults(learners), None
     if given.get("resume") not in (None, "auto"):
         checkpoint = (given["resume"], checkpoints.load(given["resume"]))
-        known |= {name: value for name, value in checkpoint[1]["flags"].items() if name in known}
+        words = [_as_word(name, value) for name, value in checkpoint[1]["flags"].items() if value != known.get(name, value)]
+        known |= vars(parser.parse_args(words))  # checked like any
     args = argparse.Namespace(**(known | given))
     learner = model.load(args.model)
     if args.cuda and not torch.cuda.is_available():
@@ -165,6 +171,11 @@ def parse(arguments=None):
         name, folder = os.path.basename(args.data_file), os.path.dirname(args.data_file)
         raise UserError(f"--data_file {args.data_file} names a folder: say --data_path {folder} --data_file {name}")
     return args, learner, checkpoint
+
+
+def _as_word(name, value):
+    """The word of a command line that gives a flag this value."""
+    return f"--{name}={'never' if value is None else _shown(value)}"
 
 
 def resolve_engine(args, learner, tasks):
@@ -186,6 +197,13 @@ def resolve_engine(args, learner, tasks):
         # batch-1 steps of a small MLP only lose by a second PyTorch thread
         args.threads = 1 if args.engine == "reference" and not tasks.image_shape else n_usable_cores()
     return line
+
+
+def unread(args, learner):
+    """Names of the hyperparameters that were given and that this learner does not read (none for a foreign one)."""
+    read = {flag.name for flag in getattr(learner, "flags", ())}
+    others = [flag for flag, _ in hyperparameters(model.load_all()).values() if read and flag.name not in read]
+    return [flag.name for flag in others if getattr(args, flag.name) != flag.default]
 
 
 def n_usable_cores():

@@ -1,5 +1,6 @@
 """Accuracy on every task's test set, while training goes on where the engine allows it."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,11 +20,17 @@ def n_scored(n_test):
     return max(n_test - 1, 1)
 
 
+def device_of(learner):
+    """Where a learner wants its inputs: with the weights of a torch module; ours place them themselves."""
+    weights = learner.parameters() if isinstance(learner, torch.nn.Module) else ()
+    return next((weight.device for weight in weights), torch.device("cpu"))
+
+
 def hits(learner, split, t):
     """How many of the scored examples of a test split the learner gets right, by its `forward`."""
     n = n_scored(len(split))
     chunk = max(1, CHUNK_NUMBERS // split.n_inputs)
-    device = next(learner.parameters()).device if isinstance(learner, torch.nn.Module) else "cpu"
+    device = device_of(learner)
     right = 0
     with torch.no_grad():
         for start in range(0, n, chunk):
@@ -68,23 +75,25 @@ class Evaluator:
     """
 
     def __init__(self, tasks, threads=1):
-        self.tasks, self.seconds = tasks, 0.0
+        self.tasks, self.seconds, self._lock = tasks, 0.0, threading.Lock()
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="evaluation") if threads > 1 else None
 
-    def evaluate(self, learner):
-        """An Evaluation of the learner as it is now."""
+    def evaluate(self, learner, first_task=0):
+        """An Evaluation of the learner as it is now; first_task is its number for the first of the tasks."""
         ours = isinstance(learner, Learner) and type(learner).forward is Learner.forward
         if ours and learner.engine.overlaps:
-            nets = [learner.network_of(t) for t in range(len(self.tasks))]
+            nets = [learner.network_of(first_task + t) for t in range(len(self.tasks))]
             snapshots = {net: net.snapshot() for net in nets}
             counts = [
-                partial(snapshots[net].hits, task.test, t, n_scored(len(task.test)))
+                partial(snapshots[net].hits, task.test, first_task + t, n_scored(len(task.test)))
                 for t, (net, task) in enumerate(zip(nets, self.tasks, strict=True))
             ]
             return self._evaluation(counts, self._pool)
         if isinstance(learner, torch.nn.Module):
             learner.eval()
-        evaluation = self._evaluation([partial(hits, learner, task.test, t) for t, task in enumerate(self.tasks)])
+        evaluation = self._evaluation(
+            [partial(hits, learner, task.test, first_task + t) for t, task in enumerate(self.tasks)]
+        )
         if isinstance(learner, torch.nn.Module):
             learner.train()
         return evaluation
@@ -99,7 +108,8 @@ class Evaluator:
     def _accuracy(self, count, n_test):
         start = time.thread_time()
         accuracy = count() / n_test
-        self.seconds += time.thread_time() - start
+        with self._lock:
+            self.seconds += time.thread_time() - start
         return accuracy
 
     def close(self):

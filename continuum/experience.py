@@ -7,19 +7,19 @@ import time
 import numpy as np
 import torch
 
-from continuum.evaluation import Evaluation
-from model.learner import Learner
+from continuum.evaluation import Evaluation, device_of
 
 MOST_PENDING = 2  # evaluations under way: each holds a copy of the weights
 
 
 class Diverged(ArithmeticError):
-    """The training loss is no finite number any more."""
+    """The training loss, or a weight at the end, is no finite number any more."""
 
 
 class Experience:
     """One learner, one stream, and how far it has come.
 
+    first_task       the learner's number for task 0 of the stream: it may have learned others before
     next_minibatch   number of the next minibatch;  seen: examples learned so far
     current          the task being learned
     result_t, seen_at of every evaluation: the task being learned, the examples learned before it
@@ -27,12 +27,13 @@ class Experience:
     held             seconds that learning has waited for evaluations
     """
 
-    def __init__(self, learner, tasks, stream, evaluator, log_every):
-        self.learner, self.tasks, self.stream = learner, tasks, stream
+    def __init__(self, learner, tasks, stream, evaluator, log_every, first_task=0):
+        self.learner, self.tasks, self.stream, self.first_task = learner, tasks, stream, first_task
         self.evaluator, self.log_every = evaluator, log_every
         self.next_minibatch, self.seen, self.current = 0, 0, stream.order[0]
         self.result_t, self.seen_at, self.evaluations = [], [], []
         self.held = 0.0
+        self.device = device_of(learner)
 
     def live(self):
         """Streams the tasks through the learner, evaluating it on all of them as it goes; yields each minibatch learned.
@@ -45,11 +46,13 @@ class Experience:
                 self.evaluate()
                 self.current = batch.t
             train = self.tasks[batch.t].train
-            labels = torch.from_numpy(train.labels[batch.indices])
-            self.learner.observe(train.inputs(batch.indices), batch.t, labels)
+            x, y = train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
+            self.learner.observe(x.to(self.device), self.first_task + batch.t, y.to(self.device))
             self.next_minibatch, self.seen = batch.number + 1, batch.first + len(batch.indices)
             self._check_finite(batch)
             yield batch
+        if not all(torch.isfinite(value).all() for value in self.learner.state_dict().values()):
+            raise Diverged(f"the weights are not finite after example {self.seen}")
         self.evaluate()
 
     def evaluate(self):
@@ -57,7 +60,7 @@ class Experience:
         begin = time.perf_counter()
         self.result_t.append(self.current)
         self.seen_at.append(self.seen)
-        self.evaluations.append(self.evaluator.evaluate(self.learner))
+        self.evaluations.append(self.evaluator.evaluate(self.learner, self.first_task))
         for evaluation in self.evaluations[-1 - MOST_PENDING : -MOST_PENDING]:
             evaluation.accuracies()
         self.held += time.perf_counter() - begin
@@ -74,7 +77,7 @@ class Experience:
         return next((e.accuracies() for e in reversed(self.evaluations[-1 - MOST_PENDING :]) if e.done()), None)
 
     def _check_finite(self, batch):
-        if isinstance(self.learner, Learner) and not math.isfinite(self.learner.engine.take_loss()):
+        if hasattr(self.learner, "engine") and not math.isfinite(self.learner.engine.take_loss()):
             place = f"example {self.seen} (task {batch.t}, minibatch {batch.number})"
             raise Diverged(f"the training loss is not finite at {place}")
 
@@ -93,11 +96,24 @@ class Experience:
 
     def load_state(self, state):
         """Goes on where `state` was taken, with the same tasks, stream and kind of learner."""
+        self._check(**{name: value for name, value in state.items() if name not in ("learner", "random")})
         for name in ("next_minibatch", "seen", "current", "result_t", "seen_at"):
             setattr(self, name, state[name])
         self.evaluations = [Evaluation.of(accuracies) for accuracies in state["result_a"]]
         self.learner.load_state(state["learner"])
         load_random_state(state["random"])
+
+
+    def _check(self, next_minibatch, seen, current, result_t, seen_at, result_a):
+        """Raises ValueError or TypeError where these cannot be this experience's."""
+        n_tasks, n_minibatches, n_examples = len(self.tasks), self.stream.n_minibatches, self.stream.n_examples
+        ranges = ((next_minibatch, n_minibatches), *((n, n_examples) for n in (seen, *seen_at)))
+        if not all(n in range(most + 1) for n, most in ranges) or not all(t in range(n_tasks) for t in (current, *result_t)):
+            raise ValueError("it is outside of the stream")
+        if not len(result_t) == len(seen_at) == len(result_a) or not all(len(row) == n_tasks for row in result_a):
+            raise ValueError("its evaluations are not as many as they should be")
+        if not all(0 <= accuracy <= 1 for row in result_a for accuracy in row):
+            raise ValueError("its accuracies are none")
 
 
 def seed_everything(seed):
@@ -114,7 +130,7 @@ def random_state():
 
 
 def load_random_state(state):
-    """Sets the three global random streams."""
+    """Sets the three global random streams; raises one of several errors where it is no state of theirs."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

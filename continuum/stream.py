@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from errors import UserError
+
+MOST_EXAMPLES = 1 << 28  # 16 bytes each are held
+
 
 @dataclass(frozen=True)
 class Minibatch:
@@ -33,7 +37,10 @@ class Stream:
         for size in train_sizes:
             n = min(samples_per_task, size) if samples_per_task > 0 else size
             kept.append(torch.randperm(size)[:n].tolist())
-        self.batch_size = batch_size
+        most = max(map(len, kept)) * n_epochs
+        if most * n_tasks > MOST_EXAMPLES:
+            raise UserError(f"--n_epochs {n_epochs} makes up to {most * n_tasks:,} examples; {MOST_EXAMPLES:,} can be streamed")
+        self.batch_size = min(batch_size, most)
         self._runs = []  # (task, indices) in order of presentation
         for t in self.order:
             epochs = []

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+MOST = 2**31 - 1  # of what is counted
+MOST_NUMBER = 3e38  # float32 has no larger one
+
+
 @dataclass(frozen=True)
 class Flag:
     """`--name VALUE`. parse turns the text into the value, or raises argparse.ArgumentTypeError with the rule."""
@@ -25,7 +29,7 @@ class Flag:
     choices: tuple | None = None
 
 
-def integer(least=None, most=None):
+def integer(least=None, most=MOST):
     """Parser of whole numbers (also written 20.0, as the original's scripts do) in least..most."""
 
     def parse(text):
@@ -38,7 +42,7 @@ def integer(least=None, most=None):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if least is not None and value < least:
             raise argparse.ArgumentTypeError(f"{value} is too small: it must be {least} or more")
-        if most is not None and value > most:
+        if value > most:
             raise argparse.ArgumentTypeError(f"{value} is too large: it must be {most} or less")
         return value
 
@@ -47,7 +51,7 @@ def integer(least=None, most=None):
 
 
 def number(least=None, above=None):
-    """Parser of finite numbers that are at least `least`, or greater than `above`."""
+    """Parser of numbers that float32 can hold, that are at least `least`, or greater than `above`."""
 
     def parse(text):
         try:
@@ -56,6 +60,8 @@ def number(least=None, above=None):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        if abs(value) > MOST_NUMBER:
+            raise argparse.ArgumentTypeError(f"{value} is too large: it must be {MOST_NUMBER} or less")
         if least is not None and value < least:
             raise argparse.ArgumentTypeError(f"{value} is too small: it must be {least} or more")
         if above is not None and value <= above:
@@ -76,7 +82,7 @@ def yes_no(text):
 yes_no.domain = "yes|no"
 
 N_HIDDENS = Flag("n_hiddens", integer(1), 100, "hidden units a layer")
-N_LAYERS = Flag("n_layers", integer(0), 2, "hidden layers")
+N_LAYERS = Flag("n_layers", integer(0, 1000), 2, "hidden layers")
 LR = Flag("lr", number(0), 1e-3, "learning rate of plain SGD")
 N_MEMORIES = Flag("n_memories", integer(0), 0, "memories per task")
 MEMORY_STRENGTH = Flag(

@@ -100,12 +100,20 @@ class Learner(ABC):
         }
 
     def load_state(self, state):
-        """Goes on where `state` was taken."""
+        """Goes on where `state` was taken. Raises one of many errors where it is no state of such a learner."""
+        self._check_examples(**state["parts"]["examples"])
         for name, part in self.parts().items():
             part.load_state(state["parts"][name])
         for name in self.own_state():
             setattr(self, name, state["own"][name])
         self.engine.draws.setstate(state["draws"])
+
+
+    def _check_examples(self, slots, x, t, y):
+        if slots and not 0 <= min(slots) <= max(slots) < self.first_free_slot + len(slots):
+            raise ValueError("its examples are not where examples are")
+        if slots and not (0 <= t.min() <= t.max() < self.n_tasks and 0 <= y.min() <= y.max() < self.n_outputs):
+            raise ValueError(f"its examples are not of {self.n_tasks} tasks and {self.n_outputs} classes")
 
 
 class ReplayLearner(Learner):

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 
+MOST_SEEN = 1 << 31  # examples that a reservoir can choose from: what the compiled draws can do
+
 
 class ShuffleDraws:
     """The original's draws: Python's `random` stream, one shuffle of the whole memory for each draw.
@@ -106,6 +108,8 @@ class Reservoir:
         return {"size": self.size, "n_seen": self.n_seen}
 
     def load_state(self, state):
+        if not 0 <= state["size"] <= min(state["n_seen"], self.capacity) or state["n_seen"] > MOST_SEEN:
+            raise ValueError(f"{state['size']} memories of {state['n_seen']} in a reservoir of {self.capacity}")
         self.size, self.n_seen = state["size"], state["n_seen"]
 
 
@@ -118,28 +122,32 @@ class TaskRings:
 
     def __init__(self, examples, first_slot, per_task):
         self.examples, self.first_slot, self.per_task = examples, first_slot, per_task
-        self.pointer = 0
-        self.written = {}  # task -> places written; the tasks in order of appearance
+        self.pointer = self.size = 0
+        self.written = {}  # task -> {place: slot}; the tasks in order of appearance, the slots in order of writing
 
     def remember(self, batch, t):
         """Writes the batch to t's ring, cut at the ring's end; there the pointer returns to 0."""
-        places = self.written.setdefault(t, set())
+        slots = self.written.setdefault(t, {})
         for example in batch[: self.per_task - self.pointer]:
-            self.examples.copy(example, self._slot(t, self.pointer))
-            places.add(self.pointer)
+            if self.pointer not in slots:
+                slots[self.pointer] = self.first_slot + self.size
+                self.size += 1
+            self.examples.copy(example, slots[self.pointer])
             self.pointer += 1
         self.pointer %= self.per_task
 
     def past(self, t):
         """For each task before t, in order of appearance: the slots of its memories."""
-        return [[self._slot(k, place) for place in sorted(places)] for k, places in self.written.items() if k != t]
-
-    def _slot(self, t, place):
-        return self.first_slot + t * self.per_task + place
+        return [[slots[place] for place in sorted(slots)] for k, slots in self.written.items() if k != t]
 
     def state(self):
-        return {"pointer": self.pointer, "written": [[t, sorted(places)] for t, places in self.written.items()]}
+        return {"pointer": self.pointer, "written": [[t, sorted(slots.items())] for t, slots in self.written.items()]}
 
     def load_state(self, state):
-        self.pointer = state["pointer"]
-        self.written = {t: set(places) for t, places in state["written"]}
+        written = {t: dict(slots) for t, slots in state["written"]}
+        known = sorted(slot for slots in written.values() for slot in slots.values())
+        if known != list(range(self.first_slot, self.first_slot + len(known))):
+            raise ValueError("the memories are not where memories are")
+        if not all(place in range(self.per_task) for slots in written.values() for place in [*slots, state["pointer"]]):
+            raise ValueError(f"places outside of rings of {self.per_task}")
+        self.pointer, self.size, self.written = state["pointer"], len(known), written

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from errors import UserError
 
+MOST_WEIGHTS = 1 << 28  # of one network: 1 GiB
 MASKED = -10e10  # the output of a class that is out of the game
 
 
@@ -43,6 +44,7 @@ class MLP(nn.Module):
 
     def __init__(self, sizes):
         super().__init__()
+        _check_size(zip(sizes, sizes[1:], strict=False))
         layers = []
         for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
@@ -59,7 +61,7 @@ class MLP(nn.Module):
 
 
 class TaskInputMLP(nn.Module):
-    """One input layer per task, shared further layers; log-probabilities. Without hidden layers: a linear one per task.
+    """One input layer per task, shared further layers; log-probabilities. With n_layers <= 1: a linear layer per task.
 
     PyTorch's default weights; biases zeroed of the input layers, the first shared hidden layer and the output.
     """
@@ -71,11 +73,12 @@ class TaskInputMLP(nn.Module):
 
     def __init__(self, n_inputs, n_hiddens, n_layers, n_outputs, n_tasks):
         super().__init__()
-        width = n_hiddens if n_layers > 0 else n_outputs
+        width = n_hiddens if n_layers > 1 else n_outputs
+        _check_size([(n_inputs, width)] * n_tasks + [(width, width)] * (n_layers - 1) + [(width, n_outputs)])
         self.i_layer = nn.ModuleList(nn.Linear(n_inputs, width) for _ in range(n_tasks))
         self.h_layer = nn.ModuleList()
         self.o_layer = nn.ModuleList()
-        if n_layers > 0:
+        if n_layers > 1:
             self.h_layer.append(nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers - 1)))
             self.o_layer.append(nn.Linear(width, n_outputs))
         heads, layers = self.heads_and_layers()
@@ -92,6 +95,13 @@ class TaskInputMLP(nn.Module):
         for layer in layers:
             h = layer(F.relu(h))
         return F.log_softmax(h, dim=1)  # (B, C)
+
+
+def _check_size(shapes):
+    """Raises UserError where linear layers of these (inputs, outputs) have too many weights."""
+    n_weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in shapes)
+    if n_weights > MOST_WEIGHTS:
+        raise UserError(f"a network of {n_weights:,} weights; {MOST_WEIGHTS:,} are the most: use smaller --n_hiddens")
 
 
 def conv3x3(n_in, n_out, stride):

@@ -6,6 +6,8 @@ native      compiled kernels for MLPs on the CPU; the same algorithms, hundreds 
 
 import random
 
+import torch
+
 from model.engine.reference import ReferenceEngine
 from model.memory import ShuffleDraws, UniformDraws
 
@@ -35,13 +37,11 @@ def create(args):
 
 def why_not_native(args, learner_class):
     """None where the native engine can run the learner on this data, else the reason, a phrase."""
-    from model.learner import Learner
-
     if args.cuda:
         return "it computes on the CPU, and --cuda yes was given"
     if args.image_shape or args.class_ranges:
         return "it runs MLPs on plain vectors, and the data are images or have classes per task"
-    if not issubclass(learner_class, Learner):
+    if issubclass(learner_class, torch.nn.Module):
         return f"{learner_class.__module__} is a torch module of its own"
     try:
         from model.engine import native  # noqa: F401

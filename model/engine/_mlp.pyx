@@ -24,50 +24,127 @@ import numpy as np
 
 cdef extern from *:
     """
-    /* Arguments of a row operation: what it writes is reached through no other of its arguments. */
-    typedef float *restrict written;
-    typedef const float *restrict row;
+    /* What a register holds: `vec`. A tile of TILE lines (of 16 floats) is as many accumulators as the registers take. */
+    #if defined(__AVX512F__)
+    typedef float vec __attribute__((vector_size(64), may_alias));
+    enum { TILE = 8 };
+    #elif defined(__AVX2__)
+    typedef float vec __attribute__((vector_size(32), may_alias));
+    enum { TILE = 7 };
+    #elif defined(__aarch64__)
+    typedef float vec __attribute__((vector_size(16), may_alias));
+    enum { TILE = 7 };
+    #else
+    typedef float vec __attribute__((vector_size(16), may_alias));
+    enum { TILE = 3 };
+    #endif
+    enum { VECS = 64 / sizeof(vec) };     /* in a line */
     """
-    ctypedef float *written
-    ctypedef const float *row
+    ctypedef float vec              # to Cython a number like any other: the C compiler knows better
+    const int TILE, VECS
     int first_bit "__builtin_ctz"(uint32_t) nogil
 
 cdef enum:
     LINE = 16               # floats in a cache line: rows are padded to it
     GROUP = 32              # examples that share one pass over the rows: as many as a uint32_t has bits
-    BLOCK = 32768           # bytes of rows that a group passes over at a time
+    NO_END = 0x7FFFFFFF
+    BLOCK = 16384           # bytes of rows that a group passes over at a time
 
 
-# ---- Row operations: n is a multiple of LINE (said to the compiler by `n &= -LINE`, so that it vectorises whole lines)
+cdef struct Sparse:         # a vector by its non-zero entries in order, the last of which is the bias' input, 1
+    Py_ssize_t n
+    int32_t *index
+    float *value
 
-cdef inline void add_row(written y, float a, row x, Py_ssize_t n) noexcept nogil:
+
+# ---- Row operations. Each is written for a tile of `lines` lines of the rows; called with a constant, it is compiled for it
+
+cdef inline Py_ssize_t add_rows_tile(const int lines, const float *rows, Py_ssize_t width, const int32_t *index,
+                                     const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
+    cdef vec total[32]
+    cdef const vec *row
+    cdef Py_ssize_t k = 0
+    cdef int c
+    for c in range(lines * VECS):
+        total[c] = (<vec *> sum)[c]
+    while k < n and index[k] < end:
+        row = <const vec *> (rows + index[k] * width)
+        for c in range(lines * VECS):
+            total[c] = total[c] + value[k] * row[c]
+        k += 1
+    for c in range(lines * VECS):
+        (<vec *> sum)[c] = total[c]
+    return k
+
+
+cdef inline Py_ssize_t add_rows(const float *rows, Py_ssize_t width, const int32_t *index, const float *value,
+                                Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
+    """sum[j] += sum_k value[k] rows[index[k], j] over the entries k < n with index[k] < end; returns their number.
+
+    O(entries width). The sums stay in registers, so that an entry costs one reading of its row.
+    """
+    cdef Py_ssize_t lines, j = 0, k = 0
+    while j < width:
+        lines = (width - j) // LINE
+        if lines >= TILE:
+            k = add_rows_tile(TILE, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 7:
+            k = add_rows_tile(7, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 6:
+            k = add_rows_tile(6, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 5:
+            k = add_rows_tile(5, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 4:
+            k = add_rows_tile(4, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 3:
+            k = add_rows_tile(3, rows + j, width, index, value, n, end, sum + j)
+        elif lines == 2:
+            k = add_rows_tile(2, rows + j, width, index, value, n, end, sum + j)
+        else:
+            k = add_rows_tile(1, rows + j, width, index, value, n, end, sum + j)
+        j += TILE * LINE
+    return k
+
+
+cdef inline void outer_tile(const int lines, float *rows, Py_ssize_t width, Sparse x, float a, const float *delta) noexcept nogil:
+    cdef vec d[32]
+    cdef vec *row
+    cdef int c
+    cdef float v
+    cdef Py_ssize_t k
+    for c in range(lines * VECS):
+        d[c] = (<vec *> delta)[c]
+    for k in range(x.n):
+        row = <vec *> (rows + x.index[k] * width)
+        v = a * x.value[k]
+        for c in range(lines * VECS):
+            row[c] = row[c] + v * d[c]
+
+cdef inline void outer(float *rows, Py_ssize_t width, Sparse x, float a, const float *delta) noexcept nogil:
+    cdef Py_ssize_t k
+    if width == 112:
+        outer_tile(7, rows, width, x, a, delta)
+    else:
+        for k in range(x.n):
+            add_row(rows + x.index[k] * width, a * x.value[k], delta, width)
+
+cdef inline void add_row(float *y, float a, const float *x, Py_ssize_t n) noexcept nogil:
     """y += a x"""
     cdef Py_ssize_t j
-    n &= -LINE
     for j in range(n):
         y[j] += a * x[j]
 
 
-cdef inline void add_4_rows(written y, float a0, row x0, float a1, row x1, float a2, row x2, float a3, row x3,
-                            Py_ssize_t n) noexcept nogil:
-    """y += a0 x0 + a1 x1 + a2 x2 + a3 x3: y is read and written once for four rows."""
-    cdef Py_ssize_t j
-    n &= -LINE
-    for j in range(n):
-        y[j] += (a0 * x0[j] + a1 * x1[j]) + (a2 * x2[j] + a3 * x3[j])
-
-
-cdef inline float dot(row x, row y, Py_ssize_t n) noexcept nogil:
+cdef inline float dot(const float *x, const float *y, Py_ssize_t n) noexcept nogil:
     """x . y"""
     cdef Py_ssize_t j
     cdef float sum = 0
-    n &= -LINE
     for j in range(n):
         sum += x[j] * y[j]
     return sum
 
 
-cdef inline float dot_and_add(written x, row y, float a, Py_ssize_t n) noexcept nogil:
+cdef inline float dot_and_add(float *x, const float *y, float a, Py_ssize_t n) noexcept nogil:
     """Return x . y, and x += a y: a weight row is read once for the backward pass and its update."""
     cdef Py_ssize_t j
     cdef float sum = 0, old
@@ -94,12 +171,6 @@ cdef class Memory:
 
     def __dealloc__(self):
         free(self.whole)
-
-
-cdef struct Sparse:         # a vector by its non-zero entries in order, the last of which is the bias' input, 1
-    Py_ssize_t n
-    int32_t *index
-    float *value
 
 
 cdef struct Slot:
@@ -217,24 +288,7 @@ cdef struct Layer:
 cdef inline void forward(const float *rows, Py_ssize_t width, Sparse x, float *h) noexcept nogil:
     """h[j] = sum_i x[i] rows[i, j] for one example.  O(S width)"""
     memset(h, 0, width * sizeof(float))
-    cdef Py_ssize_t k = 0
-    add_entries(rows, width, x, &k, 0x7FFFFFFF, h)
-
-
-cdef inline void add_entries(const float *rows, Py_ssize_t width, Sparse x, Py_ssize_t *next, Py_ssize_t end,
-                             float *h) noexcept nogil:
-    """h += sum x[i] rows[i] over the entries of x from number `next` on whose index i is below `end`; move `next` on."""
-    cdef Py_ssize_t k = next[0]
-    cdef int32_t *i = x.index
-    cdef float *a = x.value
-    while k + 4 <= x.n and i[k + 3] < end:
-        add_4_rows(h, a[k], rows + i[k] * width, a[k + 1], rows + i[k + 1] * width,
-                   a[k + 2], rows + i[k + 2] * width, a[k + 3], rows + i[k + 3] * width, width)
-        k += 4
-    while k < x.n and i[k] < end:
-        add_row(h, a[k], rows + i[k] * width, width)
-        k += 1
-    next[0] = k
+    add_rows(rows, width, x.index, x.value, x.n, NO_END, h)
 
 
 cdef void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, const Sparse *x, Py_ssize_t n,
@@ -248,7 +302,8 @@ cdef void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, 
     while end < n_rows:
         end += step
         for b in range(n):
-            add_entries(rows, width, x[b], &next[b], end, h + b * width)
+            next[b] += add_rows(rows, width, x[b].index + next[b], x[b].value + next[b], x[b].n - next[b],
+                                <int32_t> end, h + b * width)
 
 
 cdef inline void active_units(const float *h, Py_ssize_t n_out, Sparse *x) noexcept nogil:
@@ -329,33 +384,18 @@ cdef class Tile:
 
     cdef void add_products(self, float *rows, Py_ssize_t i, float a, const float *delta, Py_ssize_t width) noexcept nogil:
         """rows[i, j] += a sum_b x_b[i] delta[b, j]; the row is read and written once.  O(number of examples that use i)"""
-        cdef float *w = rows + i * width
+        cdef int32_t index[GROUP]
+        cdef float value[GROUP]
         cdef float *x = self.value + i * GROUP
         cdef uint32_t left = self.used[i]
-        cdef int b0, b1, b2, b3
+        cdef int b
+        cdef Py_ssize_t n = 0
         while left:
-            b0 = first_bit(left)
+            b = first_bit(left)
             left &= left - 1
-            if not left:
-                add_row(w, a * x[b0], delta + b0 * width, width)
-                break
-            b1 = first_bit(left)
-            left &= left - 1
-            if not left:
-                add_row(w, a * x[b0], delta + b0 * width, width)
-                add_row(w, a * x[b1], delta + b1 * width, width)
-                break
-            b2 = first_bit(left)
-            left &= left - 1
-            if not left:
-                add_row(w, a * x[b0], delta + b0 * width, width)
-                add_row(w, a * x[b1], delta + b1 * width, width)
-                add_row(w, a * x[b2], delta + b2 * width, width)
-                break
-            b3 = first_bit(left)
-            left &= left - 1
-            add_4_rows(w, a * x[b0], delta + b0 * width, a * x[b1], delta + b1 * width,
-                       a * x[b2], delta + b2 * width, a * x[b3], delta + b3 * width, width)
+            index[n], value[n] = b, a * x[b]
+            n += 1
+        add_rows(delta, width, index, value, n, NO_END, rows + i * width)
 
 
 # ---- The network
@@ -742,25 +782,16 @@ cdef class MLP:
     cdef void steps(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
         """sgd_each for a group.  O(n (S H + S n + n H + active units * width of the further layers))"""
         cdef Layer *layer = self.level(0, self.head[b])
-        cdef Py_ssize_t i, e, m
-        cdef float *h
-        cdef float *delta = self.delta[0] + b * layer.width
-        cdef float product[GROUP]
-        forward_group(self.w + layer.start, layer.n_in + 1, layer.width, self.x[0] + b, n, delta)
-        self.tile.fill(self.x[0] + b, n)
-        for e in range(n):
-            h = delta + e * layer.width
-            if e:
-                forward(self.tile.value, GROUP, self.x[0][b + e], product)
-                for m in range(e):
-                    add_row(h, -self.lr * product[m], delta + m * layer.width, layer.width)
-            self.step_above(b + e)
-        for i in range(layer.n_in + 1):
-            if self.tile.used[i]:
-                if self.depth:
-                    self.touch(layer.first + i)
-                self.tile.add_products(self.w + layer.start, i, -self.lr, delta, layer.width)
-                self.tile.clear(i)
+        cdef Py_ssize_t e, k
+        cdef float *delta
+        for e in range(b, b + n):
+            delta = self.delta[0] + e * layer.width
+            forward(self.w + layer.start, layer.width, self.x[0][e], delta)
+            self.step_above(e)
+            if self.depth:
+                for k in range(self.x[0][e].n):
+                    self.touch(layer.first + self.x[0][e].index[k])
+            outer(self.w + layer.start, layer.width, self.x[0][e], -self.lr, delta)
 
     cdef void step_above(self, Py_ssize_t b) noexcept nogil:
         """One SGD step of all layers but the first, whose outputs delta[0][b] are replaced by their gradient."""
@@ -889,7 +920,7 @@ cdef class MLP:
         return z
 
 
-cdef inline void interpolate(written y, row y0, float step, Py_ssize_t n) noexcept nogil:
+cdef inline void interpolate(float *y, const float *y0, float step, Py_ssize_t n) noexcept nogil:
     """y = y0 + (y - y0) step"""
     cdef Py_ssize_t j
     n &= -LINE
@@ -897,7 +928,7 @@ cdef inline void interpolate(written y, row y0, float step, Py_ssize_t n) noexce
         y[j] = y0[j] + (y[j] - y0[j]) * step
 
 
-cdef inline float spring(written w, row stiffness, row pull, float rate, Py_ssize_t n) noexcept nogil:
+cdef inline float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n) noexcept nogil:
     """w -= rate (stiffness w - pull); return the sum of w (stiffness w - 2 pull) before that."""
     cdef Py_ssize_t j
     cdef float sum = 0, old, force

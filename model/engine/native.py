@@ -127,7 +127,9 @@ class NativeNetwork(base.Network):
         self.mlp.end_reptile(step)
 
     def gradient(self, batch):
-        return self.mlp.gradient(self.examples.compiled, batch)
+        gradient = self.mlp.gradient(self.examples.compiled, batch)
+        self.engine.add_loss(self.mlp.loss)
+        return gradient
 
     def task_gradients(self, batches):
         return NativeTaskGradients(self.mlp.task_gradients(self.examples.compiled, batches))
@@ -155,7 +157,7 @@ class NativeNetwork(base.Network):
         return dict(zip(self._names, values, strict=True))
 
     def load_state_dict(self, state):
-        self.mlp.set_weights(*self._arrays(state))
+        self.mlp.set_weights(*self._arrays(self.state_dict() | state))  # a network may have more heads than are known
 
     def state(self):
         anchors = self.mlp.anchors()

@@ -46,6 +46,7 @@ class ReferenceNetwork(base.Network):
     # losses
 
     def _mean_loss(self, batch):
+        self.module.train()
         x, y, tasks = self.examples.get(batch)
         outputs = self._outputs(x, tasks)
         if self.class_ranges is None:
@@ -76,7 +77,6 @@ class ReferenceNetwork(base.Network):
     # steps
 
     def _step(self, loss):
-        self.module.train()
         loss = self._penalised(loss)
         self.engine.add_loss(loss)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -112,8 +112,9 @@ class ReferenceNetwork(base.Network):
     # gradients
 
     def gradient(self, batch):
-        self.module.train()
-        gradients = torch.autograd.grad(self._mean_loss(batch), self.parameters, allow_unused=True)
+        loss = self._mean_loss(batch)
+        self.engine.add_loss(loss)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return torch.cat(
             [
                 (torch.zeros_like(p) if g is None else g).flatten()
@@ -153,7 +154,7 @@ class ReferenceNetwork(base.Network):
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
     def load_state_dict(self, state):
-        self.module.load_state_dict(state)
+        self.module.load_state_dict(self.module.state_dict() | state)  # a network may have more heads than are known
 
     def state(self):
         return {

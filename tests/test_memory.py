@@ -1,0 +1,195 @@
+"""Draws, reservoir and rings against the original's numbers, against literal loops, and against chance."""
+
+import random
+
+import numpy as np
+import pytest
+
+from model.engine import _draws
+from model.memory import Reservoir, ShuffleDraws, TaskRings, UniformDraws
+
+SHUFFLES = [ShuffleDraws, _draws.ShuffleDraws]
+KINDS = {
+    "shuffle": lambda seed: ShuffleDraws(random.Random(seed).getstate()),
+    "compiled shuffle": lambda seed: _draws.ShuffleDraws(random.Random(seed).getstate()),
+    "uniform": UniformDraws,
+}
+
+
+class Slots:
+    """In place of an engine's Examples: what lies in which slot."""
+
+    def __init__(self, **content):
+        self.at = dict(content)
+
+    def copy(self, source, target):
+        self.at[target] = self.at[source]
+
+
+# draws
+
+
+@pytest.mark.parametrize("Draws", SHUFFLES)
+def test_draws_are_the_original_ones(Draws, golden_streams):
+    assert len(golden_streams["draws"]) >= 3
+    for case in golden_streams["draws"]:
+        random.seed(case["seed"])
+        draws = Draws(random.getstate())
+        assert [draws.draw(n, case["k"]) for n in case["memory_sizes"]] == case["indices"]
+
+
+@pytest.mark.parametrize("Draws", SHUFFLES)
+def test_shuffle_draws_are_what_random_gives(Draws):
+    random.seed(11)
+    draws = Draws(random.getstate())
+    for n, k in [(1, 1), (2, 5), (7, 3), (0, 4), (3, 0), (100, 12)]:
+        order, wanted = list(range(n)), []
+        for j in range(min(k, n)):
+            random.shuffle(order)
+            wanted.append(order[j])
+        assert draws.draw(n, k) == wanted
+        assert draws.randint(n) == random.randint(0, n)
+        order = list(range(n))
+        random.shuffle(order)
+        assert draws.shuffle(n) == order
+    assert draws.getstate() == random.getstate()
+
+
+def some_draws(draws):
+    return [draws.draw(50, 9), draws.randint(1000), draws.shuffle(6), draws.draw(3, 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_go_on_from_their_state(kind):
+    draws, other = KINDS[kind](4), KINDS[kind](5)
+    some_draws(draws)
+    state = draws.getstate()
+    wanted = some_draws(draws)
+    other.setstate(state)
+    assert some_draws(other) == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_leave_the_global_streams_alone_and_the_seed_decides(kind):
+    random.seed(1)
+    np.random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    draws = [some_draws(KINDS[kind](seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_uniform_draws_draw_as_many_as_the_original():
+    draws = UniformDraws(0)
+    assert [len(draws.draw(n, k)) for n, k in [(0, 5), (5, 0), (3, 9), (9, 3)]] == [0, 0, 3, 3]
+    assert sorted(draws.shuffle(8)) == list(range(8)) and draws.shuffle(0) == [] and draws.randint(0) == 0
+    assert all(isinstance(i, int) for i in draws.draw(4, 4))
+
+
+def chi_square(counts):
+    """Of counts that should be equal; its expectation is len - 1, its variance 2 (len - 1)."""
+    counts = np.asarray(counts, dtype=float)
+    return ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+
+
+def limit(cells):
+    """Above it a chi-square with that many cells is in 1 of about 10,000 (Wilson and Hilferty)."""
+    k = cells - 1
+    return k * (1 - 2 / (9 * k) + 3.72 * np.sqrt(2 / (9 * k))) ** 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_are_uniform_and_independent(kind):
+    """Every draw over the whole memory, with replacement; pairs of draws too; shuffles over all orders."""
+    draws, n = KINDS[kind](7), 6
+    drawn = np.array([draws.draw(n, 3) for _ in range(6000)])
+    for j in range(3):
+        assert chi_square(np.bincount(drawn[:, j], minlength=n)) < limit(n)
+    assert chi_square(np.bincount(drawn[:, 0] * n + drawn[:, 1], minlength=n * n)) < limit(n * n)
+    assert chi_square(np.bincount(drawn[:, 1] * n + drawn[:, 2], minlength=n * n)) < limit(n * n)
+    ends = np.array([draws.randint(n) for _ in range(6000)])
+    assert chi_square(np.bincount(ends, minlength=n + 1)) < limit(n + 1)
+    orders = np.array([draws.shuffle(4) for _ in range(6000)]) @ [64, 16, 4, 1]
+    counts = np.unique(orders, return_counts=True)[1]
+    assert len(counts) == 24 and chi_square(counts) < limit(24)
+
+
+# the reservoir
+
+
+def pass_through(reservoir, n):
+    """Shows the reservoir the examples 0..n-1, each in slot 0."""
+    for example in range(n):
+        reservoir.examples.at[0] = example
+        reservoir.remember(0)
+    return [reservoir.examples.at[slot] for slot in sorted(reservoir.examples.at) if slot > 0]
+
+
+@pytest.mark.parametrize("Draws", SHUFFLES)
+def test_reservoir_holds_what_the_original_holds(Draws, golden_streams):
+    assert len(golden_streams["reservoir"]) >= 2
+    for case in golden_streams["reservoir"]:
+        random.seed(case["seed"])
+        reservoir = Reservoir(Slots(), 1, case["capacity"], Draws(random.getstate()))
+        assert pass_through(reservoir, case["n_seen"]) == case["kept"]
+        assert (reservoir.size, reservoir.n_seen) == (case["capacity"], case["n_seen"])
+
+
+def test_reservoir_accepts_as_the_original_does():
+    """The last of N examples is there with chance M / (N + 1): the draw is from 0..N, both ends included."""
+    draws, M, N, trials = UniformDraws(1), 5, 9, 4000
+    there = sum(N - 1 in pass_through(Reservoir(Slots(), 1, M, draws), N) for _ in range(trials)) / trials
+    chance = M / (N + 1)
+    assert abs(there - chance) < 4 * np.sqrt(chance * (1 - chance) / trials) < M / N - chance
+
+
+def test_reservoir_draws_slots_of_what_it_holds():
+    reservoir = Reservoir(Slots(), 10, 4, UniformDraws(0))
+    assert reservoir.draw(3) == []
+    for size in range(1, 7):
+        reservoir.examples.at[0] = size
+        reservoir.remember(0)
+        assert reservoir.size == min(size, 4)
+        assert set(reservoir.draw(100)) <= set(range(10, 10 + reservoir.size))
+        assert len(reservoir.draw(100)) == reservoir.size and len(reservoir.draw(1)) == 1
+
+
+def test_reservoir_state():
+    one = Reservoir(Slots(), 1, 3, UniformDraws(0))
+    pass_through(one, 7)
+    other = Reservoir(Slots(), 1, 3, UniformDraws(0))
+    other.load_state(one.state())
+    assert (other.size, other.n_seen) == (3, 7)
+
+
+# the rings
+
+
+@pytest.mark.parametrize("per_task,batch_size", [(1, 1), (3, 1), (3, 2), (4, 4), (4, 6), (5, 3), (50, 4)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_rings_are_the_literal_ones(per_task, batch_size, order):
+    """One array (T, per_task) and one pointer, as GEM's code has them; what was never written is not used."""
+    first = batch_size
+    examples = Slots()
+    rings = TaskRings(examples, first, per_task)
+    memory, pointer, seen, example = [[None] * per_task for _ in order], 0, [], 0
+    for t in order:
+        seen.append(t)
+        for _ in range(5):
+            batch = []
+            for slot in range(batch_size):
+                examples.at[slot] = example
+                batch.append(example)
+                example += 1
+            rings.remember(list(range(batch_size)), t)
+            end = min(pointer + batch_size, per_task)
+            memory[t][pointer:end] = batch[: end - pointer]
+            pointer = 0 if end == per_task else end
+            past = [[e for e in memory[k] if e is not None] for k in seen[:-1]]
+            assert [[examples.at[slot] for slot in slots] for slots in rings.past(t)] == past
+    copy = TaskRings(examples, first, per_task)
+    copy.load_state(rings.state())
+    assert (copy.pointer, copy.past(-1)) == (rings.pointer, rings.past(-1))
+    rings.remember([0], order[-1])
+    copy.remember([0], order[-1])
+    assert (copy.pointer, copy.past(-1)) == (rings.pointer, rings.past(-1))
