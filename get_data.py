@@ -1,0 +1,228 @@
+"""Fetches task files, or writes generated ones.
+
+python get_data.py rotations               the authors' MNIST Rotations: fetched, verified, unpacked into data/ (4.4 GB)
+python get_data.py rotations --generate    the like from the shipped MNIST (30 kB), with options
+python get_data.py cifar100                CIFAR-100 as 20 tasks of 5 classes (160 MB)
+
+main.py needs none of it for MNIST: where there is no file, it builds the tasks in memory.
+"""
+
+import argparse
+import os
+import pickle
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atomic import writing
+from continuum import files
+from continuum.archives import Failed, download, extract, verify_md5
+from continuum.resources import check_room
+from continuum.tasks import IMAGE_SHAPE, Split, Task, TaskSet
+from errors import UserError
+
+BYTES_PER_TASK = 70_000 * (784 * 4 + 8)  # of MNIST in the original's format
+CIFAR_TASKS, CIFAR_CLASSES = 20, 100
+GENERATED = tuple(kind.removeprefix("mnist_") for kind in files.N_TASKS)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A .tar.gz and what is wanted of it. unpacked: about the bytes that it holds; half as many again are refused."""
+
+    base: str
+    name: str
+    members: tuple
+    unpacked: int
+    md5: str = None
+
+    @property
+    def most_bytes(self):
+        return self.unpacked * 3 // 2
+
+
+ARCHIVES = {
+    name: Archive(
+        base="https://nlp.stanford.edu/data/mer/",
+        name=f"mnist_{name}.tar.gz",
+        members=(f"mnist_{name}.pt",),
+        unpacked=files.N_TASKS[f"mnist_{name}"] * BYTES_PER_TASK,
+    )
+    for name in GENERATED
+} | {
+    "cifar100": Archive(
+        base="https://www.cs.toronto.edu/~kriz/",
+        name="cifar-100-python.tar.gz",
+        members=("train", "test"),
+        unpacked=187_000_000,
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+    )
+}
+WRITERS = {"compact": (".npz", files.write_compact), "original": (".pt", files.write_original)}
+OPTIONS = {  # of files.build
+    "n_tasks": (int, "number of tasks (20; manypermutations: 100)"),
+    "min_angle": (float, "degrees, of rotations (0)"),
+    "max_angle": (float, "degrees, of rotations (180)"),
+    "seed": (int, "of angles and permutations (0)"),
+}
+
+
+def fetch(name, folder, url=None, form="compact"):
+    """Makes the task file of a name in ARCHIVES, fetching its archive unless that is in the folder; returns the path.
+
+    url    the folder that has the archive, instead of its home
+    form   of cifar100's file; the others are the authors'
+
+    Raises Failed, UserError, OSError; a part of the archive, or the archive, is then kept.
+    """
+    wanted, is_cifar = ARCHIVES[name], name == "cifar100"
+    path = folder / (f"cifar100{WRITERS[form][0]}" if is_cifar else wanted.members[0])
+    if path.exists():
+        print(f"{path} is there already; delete it to have it made anew")
+        return path
+    archive = folder / wanted.name
+    fetched = not archive.exists()
+    if fetched:
+        download((url or wanted.base).rstrip("/") + f"/{wanted.name}", archive, wanted.most_bytes, wanted.unpacked)
+    check_room(folder, wanted.unpacked, f"{archive}, unpacked,")
+    try:
+        if wanted.md5:
+            verify_md5(archive, wanted.md5)
+        if is_cifar:
+            WRITERS[form][1](_unpack_cifar(archive, wanted), path)
+        else:
+            with writing(path) as file:
+                extract(archive, {path.name: file}, wanted.most_bytes)
+    except Failed:
+        if fetched:  # a bad one; else it is for the user to delete
+            archive.unlink()
+        raise
+    archive.unlink()
+    return path
+
+
+def _unpack_cifar(archive, wanted):
+    with tempfile.TemporaryFile(dir=archive.parent) as train, tempfile.TemporaryFile(dir=archive.parent) as test:
+        extract(archive, dict(zip(wanted.members, (train, test), strict=True)), wanted.most_bytes)
+        return cifar_tasks(*map(read_cifar, (train, test)))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads numpy arrays and plain values, and nothing that could run code."""
+
+    allowed = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it carries {module}.{name}, which is not run")
+        return self.allowed[module, name]
+
+
+def read_cifar(file):
+    """(images, labels) of a CIFAR-100 file: uint8 (N, 3072), int64 (N,) the fine labels 0..99. Raises Failed."""
+    file.seek(0)
+    try:
+        content = _PlainUnpickler(file, encoding="bytes").load()
+        images, labels = content[b"data"], np.array(content[b"fine_labels"], dtype=np.int64)
+        if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+            raise ValueError(f"{images.dtype} {images.shape} with {len(labels)} labels")
+        if set(labels.tolist()) != set(range(CIFAR_CLASSES)):
+            raise ValueError("its labels are not 0 to 99")
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        raise Failed(f"what the archive holds is not CIFAR-100: {error}") from error
+    return images, labels
+
+
+def cifar_tasks(train, test):
+    """The TaskSet of GEM's protocol: 5 classes for each task, in order. train, test: (images, labels).
+
+    A task's examples are in the order of CIFAR's files.
+    """
+    per_task = CIFAR_CLASSES // CIFAR_TASKS
+    ranges = [(start, start + per_task) for start in range(0, CIFAR_CLASSES, per_task)]
+    halves = []
+    for images, labels in (train, test):
+        rows = [np.flatnonzero((start <= labels) & (labels < stop)) for start, stop in ranges]
+        halves.append([Split(images[of_task], labels[of_task]) for of_task in rows])
+    names = [f"classes {start} to {stop - 1}" for start, stop in ranges]
+    tasks = [Task(*parts) for parts in zip(names, *halves, strict=True)]
+    return TaskSet(tasks, "cifar100", "CIFAR-100", IMAGE_SHAPE, ranges)
+
+
+def generate(name, folder, form, **options):
+    """Writes the task file of a name in ARCHIVES from the shipped MNIST; returns its path. options: of files.build."""
+    if name not in GENERATED:
+        raise UserError("cifar100 cannot be generated; fetch it: python get_data.py cifar100")
+    ending, write = WRITERS[form]
+    path = folder / f"mnist_{name}{ending}"
+    write(files.build(f"mnist_{name}", **options), path)
+    other = path.with_suffix(".pt")
+    if other != path and other.exists():
+        print(f"note: {other} is there too, and is what --data_file {other.name} means; say --data_file {path.name}")
+    return path
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=(*ARCHIVES, "all"))
+    parser.add_argument("--data_path", type=Path, default=Path("data"), help="folder to write to (data/)")
+    parser.add_argument("--url", help="address of a folder that has the archive, instead of its home")
+    parser.add_argument("--generate", action="store_true", help="write the tasks from the shipped MNIST, fetch nothing")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="compact", help="of generated files and CIFAR's")
+    group = parser.add_argument_group("with --generate")
+    for flag, (kind, text) in OPTIONS.items():
+        group.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS, help=text)
+    args = parser.parse_args(arguments)
+    args.options = {flag: value for flag, value in vars(args).items() if flag in OPTIONS}
+    if args.options and not args.generate:
+        parser.error(f"--{min(args.options)} goes with --generate: what is fetched is as it is")
+    return args
+
+
+def run(args, name):
+    """One task file; returns 0, or 1 where it could not be fetched."""
+    try:
+        if args.generate:
+            path = generate(name, args.data_path, args.format, **args.options)
+        else:
+            path = fetch(name, args.data_path, args.url, args.format)
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        if name in GENERATED:
+            print(f"main.py needs no file for it; or write one: python get_data.py {name} --generate", file=sys.stderr)
+        else:
+            print("try again later, or from a mirror (--url)", file=sys.stderr)
+        return 1
+    print(f"{path}: {path.stat().st_size:,} bytes")
+    return 0
+
+
+def main(arguments=None):
+    """Runs the command line; returns the exit code: 0, 1 (a fetch failed), 2 (bad input, no room), 130 (Ctrl-C)."""
+    args = parse(arguments)
+    names = (args.name,)
+    if args.name == "all":
+        names = GENERATED if args.generate else tuple(ARCHIVES)
+    try:
+        os.makedirs(args.data_path, exist_ok=True)
+        return max([run(args, name) for name in names])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; what has been fetched is kept: the same command goes on from there", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what has been fetched is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
