@@ -50,7 +50,7 @@ class Net(Learner):
                     gram + diagonal * np.eye(n), -Gg, np.eye(n), np.full(n, self.args.memory_strength)
                 )[0]
             except ValueError:  # "matrix G is not positive definite"
-                self.qp_repairs += diagonal == 0.0
+                self.qp_repairs += int(diagonal == 0.0)  # a plain number, which can be saved
                 diagonal = 10 * diagonal or 1e-10 * max(gram.trace() / n, np.finfo(float).tiny)
 
     def notes(self):

@@ -101,19 +101,26 @@ class Learner(ABC):
 
     def load_state(self, state):
         """Goes on where `state` was taken. Raises one of many errors where it is no state of such a learner."""
-        self._check_examples(**state["parts"]["examples"])
+        n_kept = self._check_examples(**state["parts"]["examples"])
         for name, part in self.parts().items():
             part.load_state(state["parts"][name])
+            if getattr(part, "size", 0) > n_kept:
+                raise ValueError("it remembers more examples than there are")
         for name in self.own_state():
             setattr(self, name, state["own"][name])
         self.engine.draws.setstate(state["draws"])
 
-
     def _check_examples(self, slots, x, t, y):
-        if slots and not 0 <= min(slots) <= max(slots) < self.first_free_slot + len(slots):
+        """How many examples a state keeps, besides the latest minibatch. Raises ValueError where it cannot be ours."""
+        first, n_kept = self.first_free_slot, sum(slot >= self.first_free_slot for slot in slots)
+        latest = len(slots) - n_kept
+        if slots != [*range(latest), *range(first, first + n_kept)] or not latest <= first:
             raise ValueError("its examples are not where examples are")
+        if not x.shape == (len(slots), self.n_inputs) or not t.shape == y.shape == (len(slots),):
+            raise ValueError(f"its examples are not {len(slots)} of {self.n_inputs} inputs")
         if slots and not (0 <= t.min() <= t.max() < self.n_tasks and 0 <= y.min() <= y.max() < self.n_outputs):
             raise ValueError(f"its examples are not of {self.n_tasks} tasks and {self.n_outputs} classes")
+        return n_kept
 
 
 class ReplayLearner(Learner):

@@ -63,8 +63,8 @@ cdef class ShuffleDraws:
     def setstate(self, state):
         """Go on from this state; raises ValueError if it isn't one of Python's MT19937."""
         version, words, gauss_next = state
-        if version != 3 or len(words) != N + 1:
-            raise ValueError("not a state of Python's random: version 3 with 625 words is needed")
+        if version != 3 or len(words) != N + 1 or not 0 <= words[N] <= N:
+            raise ValueError("not a state of Python's random: version 3, 624 words and a position among them")
         cdef int i
         for i in range(N):
             self.state[i] = words[i]
@@ -109,13 +109,29 @@ cdef class ShuffleDraws:
         return r
 
     cdef void shuffle_in_place(self, uint32_t *order, Py_ssize_t n) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef uint32_t j, kept
-        for i in range(n - 1, 0, -1):
-            j = self.below(<uint32_t> (i + 1))
-            kept = order[i]
-            order[i] = order[j]
-            order[j] = kept
+        """random.shuffle: for i = n - 1, ..., 1, swap order[i] with order[below(i + 1)].  O(n)
+
+        Whether a word is below is a coin toss that no CPU predicts, so there's no branch on it: a word that is not leaves
+        i where it is and swaps order[i] with itself.
+        """
+        cdef Py_ssize_t i = n - 1, lowest
+        cdef uint32_t r, j, kept
+        cdef int shift, position
+        while i > 0:
+            if self.position == N:
+                self.refill()
+            shift = leading_zeros(<uint32_t> (i + 1))
+            lowest = (<Py_ssize_t> 0x80000000 >> shift) - 1     # down to there, i + 1 has as many bits
+            position = self.position
+            while position < N and i >= lowest and i > 0:
+                r = self.word[position] >> shift
+                position += 1
+                j = r if r <= i else <uint32_t> i
+                kept = order[i]
+                order[i] = order[j]
+                order[j] = kept
+                i -= r <= i
+            self.position = position
 
     def draw(self, Py_ssize_t n, Py_ssize_t k):
         """min(k, n) indices below n: order = [0..n-1]; for each j: random.shuffle(order), take order[j].  O(n k)"""

@@ -1,373 +1,158 @@
 # cython: language_level=3, boundscheck=False, cdivision=True, initializedcheck=False
-"""Compiled kernels for ReLU multi-layer perceptrons: one SGD step, gradients, Reptile, evaluation. All in float32.
+"""Compiled kernels for ReLU multi-layer perceptrons: SGD steps, gradients, Reptile, evaluation. All in float32.
 
     Legend   B examples of a batch, D inputs, H hidden units, O outputs, P pixels of an image, N images, K tasks,
              S = number of non-zero inputs of an example, plus one
 
-What makes them fast is what they leave out:
+What makes them fast is what they leave out, and what they read once for many:
 
-  * Weights are stored *input-major*: row i holds the weights from input i to every unit, padded to 16 floats, so an
-    input that is 0 (81 % of an MNIST image) or a hidden unit that ReLU switched off is a row that nobody reads or writes.
-  * The bias is one more row, whose input is always 1. So a layer is h[j] = sum_i x[i] * rows[i, j], nothing else, and a
-    vector is the list of its non-zero entries, the last of which is that 1 (`Sparse`).
-  * Everything is then one of three row operations, four rows at a time: y += a x (forward, and update), a . y (backward).
-  * Examples are taken in groups of at most GROUP, and a layer's rows in blocks that fit the first-level cache.
+  * Weights are stored *input-major*: row i holds the weights from input i to every unit, padded to whole cache lines, so
+    an input that is 0 (81 % of an MNIST image) or a unit that ReLU switched off is a row that nobody reads or writes.
+  * The bias is one more row, whose input is always 1. So a layer is h[j] = sum_i x[i] rows[i, j] and nothing else, and a
+    vector is the list of its non-zero entries, of which that 1 is the last (`Sparse`).
+  * Everything is one of the three row operations of _rows.pxi.
+  * Examples come in groups of up to GROUP, which pass over the rows together.
 
 Every kernel runs without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
 """
 from libc.math cimport expf, logf
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
+include "_rows.pxi"
+include "_examples.pxi"
+
 cdef extern from *:
-    """
-    /* What a register holds: `vec`. A tile of TILE lines (of 16 floats) is as many accumulators as the registers take. */
-    #if defined(__AVX512F__)
-    typedef float vec __attribute__((vector_size(64), may_alias));
-    enum { TILE = 8 };
-    #elif defined(__AVX2__)
-    typedef float vec __attribute__((vector_size(32), may_alias));
-    enum { TILE = 7 };
-    #elif defined(__aarch64__)
-    typedef float vec __attribute__((vector_size(16), may_alias));
-    enum { TILE = 7 };
-    #else
-    typedef float vec __attribute__((vector_size(16), may_alias));
-    enum { TILE = 3 };
-    #endif
-    enum { VECS = 64 / sizeof(vec) };     /* in a line */
-    """
-    ctypedef float vec              # to Cython a number like any other: the C compiler knows better
-    const int TILE, VECS
-    int first_bit "__builtin_ctz"(uint32_t) nogil
+    int lowest_bit "__builtin_ctzll"(uint64_t) nogil
 
 cdef enum:
-    LINE = 16               # floats in a cache line: rows are padded to it
-    GROUP = 32              # examples that share one pass over the rows: as many as a uint32_t has bits
-    NO_END = 0x7FFFFFFF
-    BLOCK = 16384           # bytes of rows that a group passes over at a time
+    GROUP = 64                  # examples that pass over the rows together: the bits of a uint64_t
+    FEW = 4                     # fewer than that go one by one
+    CACHED = 49152              # bytes of rows that a group passes over at a time
 
 
-cdef struct Sparse:         # a vector by its non-zero entries in order, the last of which is the bias' input, 1
-    Py_ssize_t n
-    int32_t *index
-    float *value
+# ---- Layers
 
+cdef struct Layer:
+    Py_ssize_t n_in, n_out
+    Py_ssize_t width            # floats in a row: n_out rounded up to whole lines; the padding is 0
+    Py_ssize_t start            # where its rows (n_in + 1, width) start among the net's weights; the last row is the bias
+    Py_ssize_t first            # number of its first row among all of the net's
 
-# ---- Row operations. Each is written for a tile of `lines` lines of the rows; called with a constant, it is compiled for it
-
-cdef inline Py_ssize_t add_rows_tile(const int lines, const float *rows, Py_ssize_t width, const int32_t *index,
-                                     const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
-    cdef vec total[32]
-    cdef const vec *row
-    cdef Py_ssize_t k = 0
-    cdef int c
-    for c in range(lines * VECS):
-        total[c] = (<vec *> sum)[c]
-    while k < n and index[k] < end:
-        row = <const vec *> (rows + index[k] * width)
-        for c in range(lines * VECS):
-            total[c] = total[c] + value[k] * row[c]
-        k += 1
-    for c in range(lines * VECS):
-        (<vec *> sum)[c] = total[c]
-    return k
-
-
-cdef inline Py_ssize_t add_rows(const float *rows, Py_ssize_t width, const int32_t *index, const float *value,
-                                Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
-    """sum[j] += sum_k value[k] rows[index[k], j] over the entries k < n with index[k] < end; returns their number.
-
-    O(entries width). The sums stay in registers, so that an entry costs one reading of its row.
-    """
-    cdef Py_ssize_t lines, j = 0, k = 0
-    while j < width:
-        lines = (width - j) // LINE
-        if lines >= TILE:
-            k = add_rows_tile(TILE, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 7:
-            k = add_rows_tile(7, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 6:
-            k = add_rows_tile(6, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 5:
-            k = add_rows_tile(5, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 4:
-            k = add_rows_tile(4, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 3:
-            k = add_rows_tile(3, rows + j, width, index, value, n, end, sum + j)
-        elif lines == 2:
-            k = add_rows_tile(2, rows + j, width, index, value, n, end, sum + j)
-        else:
-            k = add_rows_tile(1, rows + j, width, index, value, n, end, sum + j)
-        j += TILE * LINE
-    return k
-
-
-cdef inline void outer_tile(const int lines, float *rows, Py_ssize_t width, Sparse x, float a, const float *delta) noexcept nogil:
-    cdef vec d[32]
-    cdef vec *row
-    cdef int c
-    cdef float v
-    cdef Py_ssize_t k
-    for c in range(lines * VECS):
-        d[c] = (<vec *> delta)[c]
-    for k in range(x.n):
-        row = <vec *> (rows + x.index[k] * width)
-        v = a * x.value[k]
-        for c in range(lines * VECS):
-            row[c] = row[c] + v * d[c]
-
-cdef inline void outer(float *rows, Py_ssize_t width, Sparse x, float a, const float *delta) noexcept nogil:
-    cdef Py_ssize_t k
-    if width == 112:
-        outer_tile(7, rows, width, x, a, delta)
-    else:
-        for k in range(x.n):
-            add_row(rows + x.index[k] * width, a * x.value[k], delta, width)
-
-cdef inline void add_row(float *y, float a, const float *x, Py_ssize_t n) noexcept nogil:
-    """y += a x"""
-    cdef Py_ssize_t j
-    for j in range(n):
-        y[j] += a * x[j]
-
-
-cdef inline float dot(const float *x, const float *y, Py_ssize_t n) noexcept nogil:
-    """x . y"""
-    cdef Py_ssize_t j
-    cdef float sum = 0
-    for j in range(n):
-        sum += x[j] * y[j]
-    return sum
-
-
-cdef inline float dot_and_add(float *x, const float *y, float a, Py_ssize_t n) noexcept nogil:
-    """Return x . y, and x += a y: a weight row is read once for the backward pass and its update."""
-    cdef Py_ssize_t j
-    cdef float sum = 0, old
-    n &= -LINE
-    for j in range(n):
-        old = x[j]
-        sum += old * y[j]
-        x[j] = old + a * y[j]
-    return sum
-
-
-# ---- Memory and examples
-
-cdef class Memory:
-    """`n_bytes` of zeros, aligned to a cache line; pages that nobody writes take no room."""
-    cdef void *whole
-    cdef char *at
-
-    def __cinit__(self, size_t n_bytes):
-        self.whole = calloc(n_bytes + 64, 1)
-        if self.whole == NULL:
-            raise MemoryError(f"no room for {n_bytes} bytes")
-        self.at = <char *> ((<size_t> self.whole + 63) & ~<size_t> 63)
-
-    def __dealloc__(self):
-        free(self.whole)
-
-
-cdef struct Slot:
-    Sparse x
-    Py_ssize_t room         # entries that x has memory for; 0: never filled
-    int64_t t, y
-
-
-cdef class Examples:
-    """`capacity` slots of examples (x, t, y): inputs, task and label. Memory: 8 bytes for each non-zero input."""
-    cdef readonly Py_ssize_t capacity, n_inputs
-    cdef Slot *slots
-
-    def __cinit__(self, Py_ssize_t capacity, Py_ssize_t n_inputs):
-        if capacity < 1 or n_inputs < 1:
-            raise ValueError(f"{capacity} slots of {n_inputs} inputs: there must be at least one of each")
-        self.capacity, self.n_inputs = capacity, n_inputs
-        self.slots = <Slot *> calloc(capacity, sizeof(Slot))
-        if self.slots == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        cdef Py_ssize_t slot
-        if self.slots != NULL:
-            for slot in range(self.capacity):
-                free(self.slots[slot].x.index)
-            free(self.slots)
-
-    cdef Slot *at(self, Py_ssize_t slot) except NULL:
-        if not 0 <= slot < self.capacity:
-            raise IndexError(f"slot {slot} of {self.capacity}")
-        return &self.slots[slot]
-
-    cdef Slot *filled(self, Py_ssize_t slot) except NULL:
-        cdef Slot *found = self.at(slot)
-        if found.room == 0:
-            raise IndexError(f"slot {slot} holds no example")
-        return found
-
-    cdef int reserve(self, Slot *slot, Py_ssize_t n) except -1:
-        """Make room for n entries: in steps of 64, so that slots that are replaced for ever don't grow for ever."""
-        cdef Py_ssize_t room = (n + 63) // 64 * 64
-        cdef void *memory
-        if room > slot.room:
-            memory = realloc(slot.x.index, room * (sizeof(int32_t) + sizeof(float)))
-            if memory == NULL:
-                raise MemoryError
-            slot.x.index = <int32_t *> memory
-            slot.x.value = <float *> (slot.x.index + room)
-            slot.room = room
-        return 0
-
-    cpdef put(self, Py_ssize_t slot, const float[::1] x, int64_t t, int64_t y):
-        """Fill a slot with the example of inputs x (D,), task t and label y."""
-        cdef Slot *s = self.at(slot)
-        cdef Py_ssize_t i, n = 0
-        if x.shape[0] != self.n_inputs:
-            raise ValueError(f"an example of {x.shape[0]} inputs where {self.n_inputs} are held")
-        for i in range(self.n_inputs):
-            n += x[i] != 0
-        self.reserve(s, n + 1)
-        n = 0
-        for i in range(self.n_inputs):
-            if x[i] != 0:
-                s.x.index[n], s.x.value[n] = <int32_t> i, x[i]
-                n += 1
-        s.x.index[n], s.x.value[n] = <int32_t> self.n_inputs, 1
-        s.x.n, s.t, s.y = n + 1, t, y
-
-    def put_many(self, Py_ssize_t first_slot, const float[:, ::1] x, int64_t t, ys):
-        """Fill the slots from first_slot on with the rows of x (B, D), all of task t, and the labels ys (B)."""
-        cdef Py_ssize_t b
-        for b in range(x.shape[0]):
-            self.put(first_slot + b, x[b], t, ys[b])
-
-    def copy(self, Py_ssize_t source, Py_ssize_t target):
-        """Fill slot `target` with the example in slot `source`."""
-        cdef Slot *s = self.filled(source)
-        cdef Slot *into = self.at(target)
-        if s == into:
-            return
-        self.reserve(into, s.x.n)
-        memcpy(into.x.index, s.x.index, s.x.n * sizeof(int32_t))
-        memcpy(into.x.value, s.x.value, s.x.n * sizeof(float))
-        into.x.n, into.t, into.y = s.x.n, s.t, s.y
-
-    def get(self, slots):
-        """The examples in these slots: inputs (B, D) float32, tasks (B,) int64, labels (B,) int64."""
-        x, t, y = np.zeros((len(slots), self.n_inputs), np.float32), np.empty(len(slots), int), np.empty(len(slots), int)
-        cdef float[:, ::1] rows = x
-        cdef Py_ssize_t b, k
-        cdef Slot *s
-        for b, slot in enumerate(slots):
-            s = self.filled(slot)
-            for k in range(s.x.n - 1):
-                rows[b, s.x.index[k]] = s.x.value[k]
-            t[b], y[b] = s.t, s.y
-        return x, t, y
-
-
-# ---- Layers: kernels over rows
 
 cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     """n rounded up to whole lines."""
     return (n + LINE - 1) // LINE * LINE
 
 
-cdef struct Layer:
-    Py_ssize_t n_in, n_out
-    Py_ssize_t width        # floats in a row: padded(n_out)
-    Py_ssize_t start        # where its rows (n_in + 1, width) start among the net's weights; the last row is the bias
-    Py_ssize_t first        # number of its first row among all of the net's
-
-
-cdef inline void forward(const float *rows, Py_ssize_t width, Sparse x, float *h) noexcept nogil:
-    """h[j] = sum_i x[i] rows[i, j] for one example.  O(S width)"""
+cdef inline void forward(const float *rows, Py_ssize_t width, const Sparse *x, float *h) noexcept nogil:
+    """h[j] = sum_i x[i] rows[i, j].  O(S H)"""
     memset(h, 0, width * sizeof(float))
-    add_rows(rows, width, x.index, x.value, x.n, NO_END, h)
+    add_rows(rows, width, width, x.index, x.value, x.n, NO_END, h)
 
 
 cdef void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, const Sparse *x, Py_ssize_t n,
                         float *h) noexcept nogil:
-    """h[b, j] = sum_i x_b[i] rows[i, j] for n <= GROUP examples, a cacheful of rows at a time.  O(n S width)"""
-    cdef Py_ssize_t next[GROUP]
-    cdef Py_ssize_t b, end = 0
-    cdef Py_ssize_t step = max(1, BLOCK // (width * <Py_ssize_t> sizeof(float)))
+    """forward() for n <= GROUP examples, h (n, width): all of them pass over a cacheful of rows, then over the next."""
+    cdef Py_ssize_t done[GROUP]         # entries of each example
+    cdef Py_ssize_t b, end = 0, rows_cached = n_rows
+    if n >= FEW:
+        rows_cached = max(1, CACHED // (width * <Py_ssize_t> sizeof(float)))
     memset(h, 0, n * width * sizeof(float))
-    memset(next, 0, sizeof(next))
+    memset(done, 0, sizeof(done))
     while end < n_rows:
-        end += step
+        end += rows_cached
         for b in range(n):
-            next[b] += add_rows(rows, width, x[b].index + next[b], x[b].value + next[b], x[b].n - next[b],
+            done[b] += add_rows(rows, width, width, x[b].index + done[b], x[b].value + done[b], x[b].n - done[b],
                                 <int32_t> end, h + b * width)
 
 
-cdef inline void active_units(const float *h, Py_ssize_t n_out, Sparse *x) noexcept nogil:
-    """ReLU: x = the list of the h[j] that are not <= 0 (so NaN passes), and the 1 that multiplies the next bias.  O(H)"""
-    cdef Py_ssize_t j, n = 0
-    for j in range(n_out):
-        x.index[n], x.value[n] = <int32_t> j, h[j]
-        n += not h[j] <= 0
-    x.index[n], x.value[n] = <int32_t> n_out, 1
-    x.n = n + 1
+cdef inline void active_units(const float *h, Py_ssize_t n, Sparse *x) noexcept nogil:
+    """ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(H)"""
+    cdef Py_ssize_t j, k = 0
+    for j in range(n):
+        x.index[k], x.value[k] = <int32_t> j, h[j]
+        k += not h[j] <= 0
+    x.index[k], x.value[k] = <int32_t> n, 1
+    x.n = k + 1
 
 
-cdef inline double cross_entropy(float *z, Py_ssize_t n_out, Py_ssize_t width, int64_t y, float weight) noexcept nogil:
-    """Return -log softmax(z)[y]; put weight * its gradient, softmax(z) - onehot(y), in z's place (padding: 0).  O(O)"""
+cdef inline double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale) noexcept nogil:
+    """Returns -log softmax(z)[y]; puts scale * its gradient, softmax(z) - onehot(y), in z's place.  O(O)"""
     cdef Py_ssize_t j
     cdef float largest = z[0], sum = 0, loss
-    for j in range(1, n_out):
+    for j in range(1, n):
         if not z[j] <= largest:
             largest = z[j]
     loss = largest - z[y]
-    for j in range(n_out):
+    for j in range(n):
         z[j] = expf(z[j] - largest)
         sum += z[j]
-    for j in range(n_out):
-        z[j] *= weight / sum
-    z[y] -= weight
-    for j in range(n_out, width):
-        z[j] = 0
+    for j in range(n):
+        z[j] *= scale / sum
+    z[y] -= scale
+    memset(z + n, 0, (width - n) * sizeof(float))
     return loss + logf(sum)
 
 
-cdef inline void backward(const float *rows, Py_ssize_t width, Sparse x, const float *delta, float *below,
-                          Py_ssize_t width_below) noexcept nogil:
-    """below[i] = rows[i] . delta for the active units i, 0 for the others.  O(active width)"""
-    cdef Py_ssize_t k
+cdef inline void backward(const bint update, float *rows, Py_ssize_t width, const Sparse *x, const float *delta,
+                          float *below, Py_ssize_t width_below) noexcept nogil:
+    """below[i] = rows[i] . delta for the active units i, 0 for the others; with update, rows[i] += x[i] delta.
+
+    O(active units * H). Each row is read once for both.
+    """
     memset(below, 0, width_below * sizeof(float))
-    for k in range(x.n - 1):
-        below[x.index[k]] = dot(rows + x.index[k] * width, delta, width)
+    dot_rows(update, rows, width, width, x.index, x.value, x.n - 1, delta, below)
+    if update:
+        add_to_rows(rows, width, width, x.index + x.n - 1, x.value + x.n - 1, 1, delta)
 
 
-cdef inline void backward_and_step(float *rows, Py_ssize_t width, Sparse x, const float *delta, float rate, float *below,
-                                   Py_ssize_t width_below) noexcept nogil:
-    """backward(), and rows[i] -= rate x[i] delta, in one pass over the rows.  O(active width)"""
-    cdef Py_ssize_t k
-    cdef float *w
-    memset(below, 0, width_below * sizeof(float))
-    for k in range(x.n - 1):
-        w = rows + x.index[k] * width
-        below[x.index[k]] = dot_and_add(w, delta, -rate * x.value[k], width)
-    add_row(rows + x.index[x.n - 1] * width, -rate, delta, width)
+cdef inline void add_users_tile(const int lines, const float *vectors, Py_ssize_t width, uint64_t users, const float *x,
+                                float *row) noexcept nogil:
+    cdef vec total[MOST]
+    cdef const vec *vector
+    cdef int c, b
+    for c in range(lines * VECS):
+        total[c] = (<vec *> row)[c]
+    while users:
+        b = lowest_bit(users)
+        users &= users - 1
+        vector = <const vec *> (vectors + b * width)
+        for c in range(lines * VECS):
+            total[c] = total[c] + x[b] * vector[c]
+    for c in range(lines * VECS):
+        (<vec *> row)[c] = total[c]
 
 
-cdef class Tile:
-    """The inputs of a group of examples by row: value[i, b] = x_b[i]; bit b of used[i] says whether that is an entry."""
+cdef inline void add_users(const float *vectors, Py_ssize_t width, uint64_t users, const float *x, float *row) noexcept nogil:
+    """row[:width] += sum_b x[b] vectors[b, :width] over the b whose bit is set in users."""
+    cdef Py_ssize_t lines, j = 0
+    while j < width:
+        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
+        if lines == 8: add_users_tile(8, vectors + j, width, users, x, row + j)
+        elif lines == 7: add_users_tile(7, vectors + j, width, users, x, row + j)
+        elif lines == 6: add_users_tile(6, vectors + j, width, users, x, row + j)
+        elif lines == 5: add_users_tile(5, vectors + j, width, users, x, row + j)
+        elif lines == 4: add_users_tile(4, vectors + j, width, users, x, row + j)
+        elif lines == 3: add_users_tile(3, vectors + j, width, users, x, row + j)
+        elif lines == 2: add_users_tile(2, vectors + j, width, users, x, row + j)
+        else: add_users_tile(1, vectors + j, width, users, x, row + j)
+        j += lines * LINE
+
+
+cdef class Transpose:
+    """The inputs of a group of examples by row: value[i, b] = x_b[i]; bit b of users[i] says that x_b has an entry i."""
     cdef Memory memory
-    cdef float *value       # (n_rows, GROUP)
-    cdef uint32_t *used     # (n_rows,)
-    cdef Py_ssize_t n_rows
+    cdef float *value               # (n_rows, GROUP)
+    cdef uint64_t *users            # (n_rows,)
 
     def __cinit__(self, Py_ssize_t n_rows):
-        self.n_rows = n_rows
-        self.memory = Memory(n_rows * (GROUP + 1) * sizeof(float))
+        self.memory = Memory(n_rows * (sizeof(uint64_t) + GROUP * sizeof(float)))
         self.value = <float *> self.memory.at
-        self.used = <uint32_t *> (self.value + n_rows * GROUP)
+        self.users = <uint64_t *> (self.value + n_rows * GROUP)
 
     cdef void fill(self, const Sparse *x, Py_ssize_t n) noexcept nogil:
         cdef Py_ssize_t b, k
@@ -376,26 +161,7 @@ cdef class Tile:
             for k in range(x[b].n):
                 i = x[b].index[k]
                 self.value[i * GROUP + b] = x[b].value[k]
-                self.used[i] |= <uint32_t> 1 << b
-
-    cdef void clear(self, Py_ssize_t i) noexcept nogil:
-        self.used[i] = 0
-        memset(self.value + i * GROUP, 0, GROUP * sizeof(float))
-
-    cdef void add_products(self, float *rows, Py_ssize_t i, float a, const float *delta, Py_ssize_t width) noexcept nogil:
-        """rows[i, j] += a sum_b x_b[i] delta[b, j]; the row is read and written once.  O(number of examples that use i)"""
-        cdef int32_t index[GROUP]
-        cdef float value[GROUP]
-        cdef float *x = self.value + i * GROUP
-        cdef uint32_t left = self.used[i]
-        cdef int b
-        cdef Py_ssize_t n = 0
-        while left:
-            b = first_bit(left)
-            left &= left - 1
-            index[n], value[n] = b, a * x[b]
-            n += 1
-        add_rows(delta, width, index, value, n, NO_END, rows + i * width)
+                self.users[i] |= <uint64_t> 1 << b
 
 
 # ---- The network
@@ -438,14 +204,16 @@ cdef class MLP:
     cdef Py_ssize_t n_rows
     cdef Layer *layer
     cdef float *w
+    cdef float *scratch             # room for as many
     cdef Py_ssize_t *row_start      # (n_rows + 1,) where each row starts
-    cdef Tile tile
+    cdef Transpose transpose
     # The batch at work. At level l, example b has the inputs x[l][b] and the outputs delta[l][b, :], which its gradient
-    # with respect to them replaces.
+    # with respect to them (times its scale) replaces.
     cdef Py_ssize_t room
     cdef Sparse **x
     cdef float **delta
-    cdef float *weight
+    cdef float *weight              # of each example's loss
+    cdef float *scale               # what its gradients are multiplied by: -lr * weight, say
     cdef int64_t *y
     cdef int64_t *head
     # Reptile: the innermost frame
@@ -475,16 +243,17 @@ cdef class MLP:
         self.set_weights(heads, layers)
 
     cdef int lay_out(self, list shapes) except -1:
-        """Give every layer its place. One piece of memory holds the weights, then row_start, then the layers."""
+        """Give every layer its place. One piece of memory holds weights, scratch, row_start and layers."""
         cdef Py_ssize_t width, n_out, n_in, l, i, start = 0, first = 0, most = 0
         for n_out, n_in in shapes:
             self.n_weights += (n_in + 1) * padded(n_out)
             self.n_rows += n_in + 1
             self.n_parameters += (n_in + 1) * n_out
-        self.net_memory = Memory(self.n_weights * sizeof(float) + (self.n_rows + 1) * sizeof(Py_ssize_t)
+        self.net_memory = Memory(2 * self.n_weights * sizeof(float) + (self.n_rows + 1) * sizeof(Py_ssize_t)
                                  + self.n_layers * sizeof(Layer))
         self.w = <float *> self.net_memory.at
-        self.row_start = <Py_ssize_t *> (self.w + self.n_weights)
+        self.scratch = self.w + self.n_weights
+        self.row_start = <Py_ssize_t *> (self.scratch + self.n_weights)
         self.layer = <Layer *> (self.row_start + self.n_rows + 1)
         for l, (n_out, n_in) in enumerate(shapes):
             width = padded(n_out)
@@ -493,7 +262,7 @@ cdef class MLP:
                 self.row_start[first + i] = start + i * width
             start, first, most = start + (n_in + 1) * width, first + n_in + 1, max(most, n_in + 1)
         self.row_start[self.n_rows] = start
-        self.tile = Tile(most)
+        self.transpose = Transpose(most)
         return 0
 
     cdef inline Layer *level(self, Py_ssize_t l, Py_ssize_t head) noexcept nogil:
@@ -507,44 +276,50 @@ cdef class MLP:
         cdef float[:, ::1] rows = <float[:layer.n_in + 1, :layer.width]> (laid_out + layer.start)
         return np.asarray(rows)[:, :layer.n_out]
 
-    cdef to_flat(self, float *laid_out):
+    cdef to_flat(self, const float *laid_out):
         """Parameters in torch's order (heads, then layers; each W (out, in), then b) from memory laid out as the weights."""
         flat = np.empty(self.n_parameters, np.float32)
         cdef float[::1] f = flat
-        cdef float *into = &f[0]
-        cdef Py_ssize_t l, i, j
+        cdef float *to = &f[0]
+        cdef const float *rows
+        cdef Py_ssize_t l, i, j, i0, j0
         cdef Layer *layer
-        cdef float *rows
-        for l in range(self.n_layers):
-            layer = &self.layer[l]
-            rows = laid_out + layer.start
-            for j in range(layer.n_out):
-                for i in range(layer.n_in):
-                    into[j * layer.n_in + i] = rows[i * layer.width + j]
-            into += layer.n_in * layer.n_out
-            memcpy(into, rows + layer.n_in * layer.width, layer.n_out * sizeof(float))
-            into += layer.n_out
+        with nogil:
+            for l in range(self.n_layers):
+                layer = &self.layer[l]
+                rows = laid_out + layer.start
+                for j0 in range(0, layer.n_out, 16):        # squares of 16 x 16, so that what is read stays in the cache
+                    for i0 in range(0, layer.n_in, 16):
+                        for j in range(j0, min(j0 + 16, layer.n_out)):
+                            for i in range(i0, min(i0 + 16, layer.n_in)):
+                                to[j * layer.n_in + i] = rows[i * layer.width + j]
+                to += layer.n_in * layer.n_out
+                memcpy(to, rows + layer.n_in * layer.width, layer.n_out * sizeof(float))
+                to += layer.n_out
         return flat
 
-    cdef Memory from_flat(self, const float[::1] flat):
-        """The inverse of to_flat: new memory laid out as the weights, padding 0."""
+    cdef float *from_flat(self, const float[::1] flat) except NULL:
+        """The inverse of to_flat; the result is overwritten by the next one."""
         if flat.shape[0] != self.n_parameters:
             raise ValueError(f"{flat.shape[0]} numbers for {self.n_parameters} parameters")
-        cdef Memory memory = Memory(self.n_weights * sizeof(float))
         cdef const float *source = &flat[0]
-        cdef Py_ssize_t l, i, j
-        cdef Layer *layer
         cdef float *rows
-        for l in range(self.n_layers):
-            layer = &self.layer[l]
-            rows = <float *> memory.at + layer.start
-            for j in range(layer.n_out):
-                for i in range(layer.n_in):
-                    rows[i * layer.width + j] = source[j * layer.n_in + i]
-            source += layer.n_in * layer.n_out
-            memcpy(rows + layer.n_in * layer.width, source, layer.n_out * sizeof(float))
-            source += layer.n_out
-        return memory
+        cdef Py_ssize_t l, i, j, i0, j0
+        cdef Layer *layer
+        with nogil:
+            memset(self.scratch, 0, self.n_weights * sizeof(float))
+            for l in range(self.n_layers):
+                layer = &self.layer[l]
+                rows = self.scratch + layer.start
+                for j0 in range(0, layer.n_out, 16):
+                    for i0 in range(0, layer.n_in, 16):
+                        for i in range(i0, min(i0 + 16, layer.n_in)):
+                            for j in range(j0, min(j0 + 16, layer.n_out)):
+                                rows[i * layer.width + j] = source[j * layer.n_in + i]
+                source += layer.n_in * layer.n_out
+                memcpy(rows + layer.n_in * layer.width, source, layer.n_out * sizeof(float))
+                source += layer.n_out
+        return self.scratch
 
     def weights(self):
         """Copies (heads, layers) of the weights, as at construction: lists of (W (out, in), b (out,))."""
@@ -619,6 +394,12 @@ cdef class MLP:
         if not self.frame.saved[r]:
             self.frame.save(r, self.w, self.row_start[r], self.row_start[r + 1])
 
+    cdef inline void touch_some(self, Layer *layer, const int32_t *index, Py_ssize_t n) noexcept nogil:
+        """touch() these rows of a layer."""
+        cdef Py_ssize_t k
+        for k in range(n):
+            self.touch(layer.first + index[k])
+
     cdef void touch_all(self) noexcept nogil:
         cdef Py_ssize_t r
         if self.depth:
@@ -636,12 +417,13 @@ cdef class MLP:
         cdef int32_t *index
         self.room = 0
         memory = [Memory(self.n_levels * (sizeof(Sparse *) + sizeof(float *))),
-                  Memory(n * (sizeof(int64_t) + sizeof(int64_t) + sizeof(float)))]
+                  Memory(n * (2 * sizeof(int64_t) + 2 * sizeof(float)))]
         self.x = <Sparse **> (<Memory> memory[0]).at
         self.delta = <float **> (self.x + self.n_levels)
         self.y = <int64_t *> (<Memory> memory[1]).at
         self.head = self.y + n
         self.weight = <float *> (self.head + n)
+        self.scale = self.weight + n
         for l in range(self.n_levels):
             width = self.level(l, 0).width
             memory.append(Memory(n * width * sizeof(float)))
@@ -658,9 +440,12 @@ cdef class MLP:
         self.batch_memory, self.room = memory, n
         return 0
 
-    cdef int load(self, Examples examples, slots, weights) except -1:
-        """Make the examples in these slots the batch at work; weights None means 1. Returns their number."""
-        cdef Py_ssize_t b = 0, n = len(slots)
+    cdef int load(self, Examples examples, slots, weights, float rate) except -1:
+        """Make the examples in these slots the batch at work; weights None means 1. Returns their number.
+
+        The gradients will be those of the weighted losses, times rate.
+        """
+        cdef Py_ssize_t b, n = len(slots)
         cdef Slot *s
         if examples.n_inputs != self.n_inputs:
             raise ValueError(f"examples of {examples.n_inputs} inputs for a net of {self.n_inputs}")
@@ -669,6 +454,7 @@ cdef class MLP:
         self.reserve(n)
         for b in range(n):
             s = examples.filled(slots[b])
+            prefetch(&s.x)
             if not 0 <= s.y < self.n_outputs:
                 raise IndexError(f"label {s.y} of a net with {self.n_outputs} outputs")
             if self.n_heads > 1 and not 0 <= s.t < self.n_heads:
@@ -676,15 +462,16 @@ cdef class MLP:
             self.x[0][b], self.y[b] = s.x, s.y
             self.head[b] = s.t if self.n_heads > 1 else 0
             self.weight[b] = 1 if weights is None else weights[b]
+            self.scale[b] = rate * self.weight[b]
         self.loss = 0
         return n
 
-    cdef inline Py_ssize_t group(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
-        """Number of examples from b on, at most GROUP, that have the same head."""
-        cdef Py_ssize_t end = b + 1
-        while end < n and end - b < GROUP and self.head[end] == self.head[b]:
-            end += 1
-        return end - b
+    cdef inline Py_ssize_t group(self, Py_ssize_t b, Py_ssize_t end, Py_ssize_t most) noexcept nogil:
+        """Number of examples from b on, at most `most`, that have the same head."""
+        cdef Py_ssize_t n = 1
+        while n < most and b + n < end and self.head[b + n] == self.head[b]:
+            n += 1
+        return n
 
     # -- Kernels of a group: n examples from b on
 
@@ -701,135 +488,141 @@ cdef class MLP:
                           self.delta[l] + b * layer.width)
 
     cdef void differentiate(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
-        """Forward and backward pass: delta[l] of every level becomes weight * the gradient of CE; add up the loss."""
+        """Forward and backward pass: delta[l] of every level becomes scale * the gradient of CE; adds up the loss."""
         cdef Py_ssize_t l, e
         cdef Layer *layer = self.level(self.n_levels - 1, self.head[b])
+        cdef Layer *below
         self.outputs(b, n)
         for e in range(b, b + n):
             self.loss += self.weight[e] * cross_entropy(self.delta[self.n_levels - 1] + e * layer.width, layer.n_out,
-                                                        layer.width, self.y[e], self.weight[e])
+                                                        layer.width, self.y[e], self.scale[e])
         for l in range(self.n_levels - 1, 0, -1):
-            layer = self.level(l, 0)
+            layer, below = self.level(l, 0), self.level(l - 1, 0)
             for e in range(b, b + n):
-                backward(self.w + layer.start, layer.width, self.x[l][e], self.delta[l] + e * layer.width,
-                         self.delta[l - 1] + e * self.level(l - 1, 0).width, self.level(l - 1, 0).width)
+                backward(False, self.w + layer.start, layer.width, &self.x[l][e], self.delta[l] + e * layer.width,
+                         self.delta[l - 1] + e * below.width, below.width)
 
-    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, float a, float *target) noexcept nogil:
-        """target += a * the gradient of level l's weights, sum over e of x[l][e] outer delta[l][e]."""
+    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, float *target) noexcept nogil:
+        """target += sum over the examples of x[l] outer delta[l], level l's (scaled) gradient; target: as the weights."""
         cdef Layer *layer = self.level(l, self.head[b])
-        cdef Py_ssize_t i
-        cdef bint touch = self.depth > 0 and target == self.w
-        self.tile.fill(self.x[l] + b, n)
-        for i in range(layer.n_in + 1):
-            if self.tile.used[i]:
-                if touch:
-                    self.touch(layer.first + i)
-                self.tile.add_products(target + layer.start, i, a, self.delta[l] + b * layer.width, layer.width)
-                self.tile.clear(i)
-
-    cdef void batch_gradient(self, Py_ssize_t n, float a, float *target) noexcept nogil:
-        """target += a * the gradient of the weighted losses of the n examples at work."""
-        cdef Py_ssize_t b = 0, m, l
-        while b < n:
-            m = self.group(b, n)
-            self.differentiate(b, m)
-            for l in range(self.n_levels):
-                self.accumulate(l, b, m, a, target)
-            b += m
+        cdef float *rows = target + layer.start
+        cdef float *delta = self.delta[l] + b * layer.width
+        cdef Sparse *x = self.x[l] + b
+        cdef Py_ssize_t i, e
+        if n < FEW:
+            for e in range(n):
+                if target == self.w:
+                    self.update(layer, &x[e], delta + e * layer.width)
+                else:
+                    add_to_rows(rows, layer.width, layer.width, x[e].index, x[e].value, x[e].n, delta + e * layer.width)
+        else:
+            self.transpose.fill(x, n)
+            for i in range(layer.n_in + 1):
+                if self.transpose.users[i]:
+                    if self.depth and target == self.w:
+                        self.touch(layer.first + i)
+                    add_users(delta, layer.width, self.transpose.users[i], self.transpose.value + i * GROUP,
+                              rows + i * layer.width)
+                    self.transpose.users[i] = 0
 
     # -- Steps
 
     def sgd_batch(self, Examples examples, slots, weights=None):
         """One SGD step on sum_b weights[b] CE_b (and the anchors)."""
-        cdef Py_ssize_t n = self.load(examples, slots, weights)
+        cdef Py_ssize_t n = self.load(examples, slots, weights, -self.lr)
         with nogil:
             self.step(0, n)
 
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-        cdef Py_ssize_t b = start, m, l
+        cdef Py_ssize_t b = start, n, l
         while b < end:
-            m = self.group(b, end)
-            self.differentiate(b, m)
-            b += m
+            n = self.group(b, end, GROUP)
+            self.differentiate(b, n)
+            b += n
         if self.anchored != NULL:
             self.follow_anchors()
         b = start
         while b < end:
-            m = self.group(b, end)
+            n = self.group(b, end, GROUP)
             for l in range(self.n_levels):
-                self.accumulate(l, b, m, -self.lr, self.w)
-            b += m
+                self.accumulate(l, b, n, self.w)
+            b += n
 
     def sgd_each(self, Examples examples, slots, weights=None):
-        """One SGD step on weights[b] CE_b (and the anchors) for each example in turn.
-
-        The first layer takes a group of examples together, and yet one after the other. Its step for example m is
-        rows -= lr x_m outer delta_m, so what example b > m finds there is
-            h_b = x_b . rows - lr sum_{m < b} (x_b . x_m) delta_m          with `rows` as they were before the group:
-        a few products of inputs, while the rows are read once and written once for the whole group.
-        """
-        cdef Py_ssize_t b = 0, m, n = self.load(examples, slots, weights)
+        """One SGD step on weights[b] CE_b (and the anchors) for each example in turn."""
+        cdef Py_ssize_t b = 0, end = self.load(examples, slots, weights, -self.lr)
         with nogil:
-            while b < n:
-                if self.anchored != NULL:
-                    m = 1
-                    self.step(b, b + 1)
+            while b < end:
+                if self.anchored == NULL:
+                    self.step_alone(b)
                 else:
-                    m = self.group(b, n)
-                    self.steps(b, m)
-                b += m
+                    self.step(b, b + 1)
+                b += 1
 
-    cdef void steps(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
-        """sgd_each for a group.  O(n (S H + S n + n H + active units * width of the further layers))"""
+    cdef void step_alone(self, Py_ssize_t b) noexcept nogil:
+        """step() for example b, each layer's rows being updated as the backward pass reads them."""
         cdef Layer *layer = self.level(0, self.head[b])
-        cdef Py_ssize_t e, k
-        cdef float *delta
-        for e in range(b, b + n):
-            delta = self.delta[0] + e * layer.width
-            forward(self.w + layer.start, layer.width, self.x[0][e], delta)
-            self.step_above(e)
+        cdef float *delta = self.delta[0] + b * layer.width
+        forward(self.w + layer.start, layer.width, &self.x[0][b], delta)
+        self.step_above(b)
+        self.update(layer, &self.x[0][b], delta)
+
+    cdef inline void update(self, Layer *layer, const Sparse *x, const float *delta) noexcept nogil:
+        """rows[i] += x[i] delta; a few rows at a time, so that those saved for Reptile are still in the cache.  O(S H)"""
+        cdef Py_ssize_t k, n
+        for k in range(0, x.n, 16):
+            n = min(<Py_ssize_t> 16, x.n - k)
             if self.depth:
-                for k in range(self.x[0][e].n):
-                    self.touch(layer.first + self.x[0][e].index[k])
-            outer(self.w + layer.start, layer.width, self.x[0][e], -self.lr, delta)
+                self.touch_some(layer, x.index + k, n)
+            add_to_rows(self.w + layer.start, layer.width, layer.width, x.index + k, x.value + k, n, delta)
 
     cdef void step_above(self, Py_ssize_t b) noexcept nogil:
-        """One SGD step of all layers but the first, whose outputs delta[0][b] are replaced by their gradient."""
-        cdef Py_ssize_t l, k
+        """One SGD step of all layers but the first, whose outputs delta[0][b] are replaced by their scaled gradient."""
+        cdef Py_ssize_t l
         cdef Layer *layer = self.level(0, self.head[b])
         cdef Layer *below
         for l in range(1, self.n_levels):
             below, layer = layer, self.level(l, 0)
             active_units(self.delta[l - 1] + b * below.width, layer.n_in, &self.x[l][b])
-            forward(self.w + layer.start, layer.width, self.x[l][b], self.delta[l] + b * layer.width)
+            forward(self.w + layer.start, layer.width, &self.x[l][b], self.delta[l] + b * layer.width)
         self.loss += self.weight[b] * cross_entropy(self.delta[self.n_levels - 1] + b * layer.width, layer.n_out,
-                                                    layer.width, self.y[b], self.weight[b])
+                                                    layer.width, self.y[b], self.scale[b])
         for l in range(self.n_levels - 1, 0, -1):
             layer, below = self.level(l, 0), self.level(l - 1, 0)
             if self.depth:
-                for k in range(self.x[l][b].n):
-                    self.touch(layer.first + self.x[l][b].index[k])
-            backward_and_step(self.w + layer.start, layer.width, self.x[l][b], self.delta[l] + b * layer.width,
-                              self.lr, self.delta[l - 1] + b * below.width, below.width)
+                self.touch_some(layer, self.x[l][b].index, self.x[l][b].n)
+            backward(True, self.w + layer.start, layer.width, &self.x[l][b], self.delta[l] + b * layer.width,
+                     self.delta[l - 1] + b * below.width, below.width)
 
     def descend(self, const float[::1] flat_gradient):
         """theta -= lr * gradient, a flat one in torch's order."""
-        cdef Memory memory = self.from_flat(flat_gradient)
-        cdef float *g = <float *> memory.at
+        cdef float *gradient = self.from_flat(flat_gradient)
         with nogil:
             self.touch_all()
-            add_row(self.w, -self.lr, g, self.n_weights)
+            add_row(self.w, -self.lr, gradient, self.n_weights)
 
     # -- Gradients
 
     def gradient(self, Examples examples, slots):
         """Gradient of the mean CE of these examples, flat in torch's order: float32 (n_parameters,)."""
-        cdef Memory memory = Memory(self.n_weights * sizeof(float))
-        cdef Py_ssize_t n = self.load(examples, slots, None)
+        memset(self.scratch, 0, self.n_weights * sizeof(float))
+        self.batch_gradient(examples, slots, self.scratch)
+        return self.to_flat(self.scratch)
+
+    cdef batch_gradient(self, Examples examples, slots, float *target):
+        """target += the gradient of the examples' mean CE; `loss` becomes that mean."""
+        cdef Py_ssize_t b = 0, m, l, n = len(slots)
+        if n == 0:
+            raise ValueError("the mean loss of no examples has no gradient")
+        self.load(examples, slots, None, <float> 1 / n)
         with nogil:
-            self.batch_gradient(n, <float> 1 / n, <float *> memory.at)
+            while b < n:
+                m = self.group(b, n, GROUP)
+                self.differentiate(b, m)
+                for l in range(self.n_levels):
+                    self.accumulate(l, b, m, target)
+                b += m
         self.loss /= n
-        return self.to_flat(<float *> memory.at)
 
     def task_gradients(self, Examples examples, list_of_slots):
         """TaskGradients of the mean CE on each of these lists of slots; raises ValueError if one is empty."""
@@ -843,8 +636,7 @@ cdef class MLP:
         importance = F, flat in torch's order. Any number of anchors costs as much as one: their sum has the gradient
         2 (A theta - B) with A = sum of strength F, B = sum of strength F theta*.
         """
-        cdef Memory memory = self.from_flat(importance)
-        cdef float *F = <float *> memory.at
+        cdef float *F = self.from_flat(importance)
         cdef Py_ssize_t i
         self.make_anchors()
         for i in range(self.n_weights):
@@ -861,14 +653,12 @@ cdef class MLP:
 
     def set_anchors(self, anchors):
         """Restore what anchors() returned."""
-        cdef Memory A, B
         if anchors is None:
             self.anchored = NULL
             return
-        A, B = self.from_flat(anchors[0]), self.from_flat(anchors[1])
         self.make_anchors()
-        memcpy(self.stiffness, A.at, self.n_weights * sizeof(float))
-        memcpy(self.pull, B.at, self.n_weights * sizeof(float))
+        memcpy(self.stiffness, self.from_flat(anchors[0]), self.n_weights * sizeof(float))
+        memcpy(self.pull, self.from_flat(anchors[1]), self.n_weights * sizeof(float))
         self.anchor_constant = anchors[2]
         self.find_anchored()
 
@@ -906,11 +696,11 @@ cdef class MLP:
         """Outputs (logits) of inputs x (B, D) of task t: float32 (B, O)."""
         cdef Examples examples = Examples(max(1, x.shape[0]), x.shape[1])
         examples.put_many(0, x, t, [0] * x.shape[0])
-        cdef Py_ssize_t b = 0, m, n = self.load(examples, range(x.shape[0]), None)
+        cdef Py_ssize_t b = 0, m, n = self.load(examples, range(x.shape[0]), None, 1)
         cdef Layer *last = self.level(self.n_levels - 1, 0)
         with nogil:
             while b < n:
-                m = self.group(b, n)
+                m = self.group(b, n, GROUP)
                 self.outputs(b, m)
                 b += m
         z = np.empty((n, self.n_outputs), np.float32)
@@ -920,191 +710,71 @@ cdef class MLP:
         return z
 
 
-cdef inline void interpolate(float *y, const float *y0, float step, Py_ssize_t n) noexcept nogil:
-    """y = y0 + (y - y0) step"""
-    cdef Py_ssize_t j
-    n &= -LINE
-    for j in range(n):
-        y[j] = y0[j] + (y[j] - y0[j]) * step
-
-
-cdef inline float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n) noexcept nogil:
-    """w -= rate (stiffness w - pull); return the sum of w (stiffness w - 2 pull) before that."""
-    cdef Py_ssize_t j
-    cdef float sum = 0, old, force
-    n &= -LINE
-    for j in range(n):
-        old = w[j]
-        force = stiffness[j] * old - pull[j]
-        sum += old * (force - pull[j])
-        w[j] = old - rate * force
-    return sum
-
-
 cdef class TaskGradients:
-    """Gradients g_k of the mean CE on K lists of examples: G (K, n_parameters)."""
+    """Gradients g_k of the mean CE on K lists of examples: G (K, n_parameters). Its products are sums in double."""
     cdef MLP net
-    cdef Memory memory
-    cdef float *G               # (K, n_weights), laid out as the weights
+    cdef Memory memory, number_memory
+    cdef float *G                   # (K, n_weights), laid out as the weights
+    cdef int32_t *number            # 0..K - 1
     cdef readonly Py_ssize_t n_tasks
 
     def __init__(self, MLP net, Examples examples, list_of_slots):
-        cdef Py_ssize_t k = 0, n
+        cdef Py_ssize_t k
         self.net, self.n_tasks = net, len(list_of_slots)
         self.memory = Memory(self.n_tasks * net.n_weights * sizeof(float))
         self.G = <float *> self.memory.at
-        for slots in list_of_slots:
-            n = net.load(examples, slots, None)
-            if n == 0:
-                raise ValueError("a task without examples has no gradient")
-            with nogil:
-                net.batch_gradient(n, <float> 1 / n, self.G + k * net.n_weights)
-            k += 1
+        self.number_memory = Memory(self.n_tasks * sizeof(int32_t))
+        self.number = <int32_t *> self.number_memory.at
+        for k in range(self.n_tasks):
+            self.number[k] = <int32_t> k
+            net.batch_gradient(examples, list_of_slots[k], self.G + k * net.n_weights)
+
+    cdef void products(self, Py_ssize_t n, const float *g, float *part, double *sum) noexcept nogil:
+        """sum[k] = g_k . g for k < n; part: room for n floats.  O(n n_weights)"""
+        cdef Py_ssize_t start, k
+        cdef Py_ssize_t size = self.net.n_weights
+        memset(sum, 0, n * sizeof(double))
+        for start in range(0, size, 2048):
+            memset(part, 0, n * sizeof(float))
+            dot_rows(False, self.G + start, size, min(2048, size - start), self.number, NULL, n, g + start, part)
+            for k in range(n):
+                sum[k] += part[k]
 
     def dot(self, const float[::1] flat_g):
-        """g_k . g for every k: float64 (K,)."""
-        cdef Memory memory = self.net.from_flat(flat_g)
-        cdef float *g = <float *> memory.at
-        cdef Py_ssize_t k
+        """G g, that is g_k . g for every k: float64 (K,)."""
+        cdef float *g = self.net.from_flat(flat_g)
+        cdef Memory part = Memory(self.n_tasks * sizeof(float))
         products = np.empty(self.n_tasks)
         cdef double[::1] p = products
-        with nogil:
-            for k in range(self.n_tasks):
-                p[k] = long_dot(self.G + k * self.net.n_weights, g, self.net.n_weights)
+        if self.n_tasks:
+            with nogil:
+                self.products(self.n_tasks, g, <float *> part.at, &p[0])
         return products
 
     def gram(self):
         """G G^T: float64 (K, K)."""
+        cdef Memory part = Memory(self.n_tasks * sizeof(float))
         gram = np.empty((self.n_tasks, self.n_tasks))
         cdef double[:, ::1] p = gram
-        cdef Py_ssize_t i, k, n = self.net.n_weights
+        cdef Py_ssize_t k, l
         with nogil:
-            for i in range(self.n_tasks):
-                for k in range(i + 1):
-                    p[i, k] = p[k, i] = long_dot(self.G + i * n, self.G + k * n, n)
+            for k in range(self.n_tasks):
+                self.products(k + 1, self.G + k * self.net.n_weights, <float *> part.at, &p[k, 0])
+                for l in range(k):
+                    p[l, k] = p[k, l]
         return gram
 
     def combine(self, v, const float[::1] flat_g):
         """G^T v + g, flat in torch's order: float32 (n_parameters,)."""
-        cdef Memory memory = self.net.from_flat(flat_g)
-        cdef float *g = <float *> memory.at
-        cdef Py_ssize_t k
-        cdef float a
-        for k in range(self.n_tasks):
-            a = v[k]
-            if a:
-                add_row(g, a, self.G + k * self.net.n_weights, self.net.n_weights)
+        cdef float *g = self.net.from_flat(flat_g)
+        cdef const float[::1] factors = np.ascontiguousarray(v, np.float32)
+        cdef Py_ssize_t size = self.net.n_weights
+        if factors.shape[0] != self.n_tasks:
+            raise ValueError(f"{factors.shape[0]} factors for {self.n_tasks} gradients")
+        if self.n_tasks:
+            with nogil:
+                add_rows(self.G, size, size, self.number, &factors[0], self.n_tasks, NO_END, g)
         return self.net.to_flat(g)
 
 
-cdef double long_dot(const float *x, const float *y, Py_ssize_t n) noexcept nogil:
-    """x . y, summed in double over stretches that are summed in float."""
-    cdef Py_ssize_t i
-    cdef double sum = 0
-    for i in range(0, n, 1024):
-        sum += dot(x + i, y + i, min(1024, n - i))
-    return sum
-
-
-cdef class TestImages:
-    """Images in sparse form, prepared once and evaluated often, whatever map of their pixels a task sees.
-
-    images (N, P): uint8, which stand for value / 255, or float32. Memory: 8 bytes for each non-zero pixel (`n_bytes`).
-    """
-    cdef readonly Py_ssize_t n_images, n_pixels, n_bytes
-    cdef Memory memory
-    cdef Sparse *x
-
-    def __init__(self, images):
-        images = np.asarray(images)
-        if images.dtype not in (np.uint8, np.float32) or images.ndim != 2:
-            raise ValueError(f"images of shape {images.shape} and type {images.dtype}: (N, P) of uint8 or float32 are needed")
-        cdef Py_ssize_t n, k, p, entries
-        cdef int32_t *index
-        cdef float *value
-        self.n_images, self.n_pixels = images.shape
-        entries = np.count_nonzero(images) + self.n_images
-        self.n_bytes = self.n_images * sizeof(Sparse) + entries * (sizeof(int32_t) + sizeof(float))
-        self.memory = Memory(self.n_bytes)
-        self.x = <Sparse *> self.memory.at
-        index = <int32_t *> (self.x + self.n_images)
-        value = <float *> (index + entries)
-        cdef float[::1] image
-        for n in range(self.n_images):
-            image = images[n].astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
-            self.x[n] = Sparse(0, index, value)
-            k = 0
-            for p in range(self.n_pixels):
-                if image[p] != 0:
-                    index[k], value[k] = <int32_t> p, image[p]
-                    k += 1
-            index[k], value[k] = <int32_t> self.n_pixels, 1
-            self.x[n].n = k + 1
-            index, value = index + k + 1, value + k + 1
-
-    def correct(self, MLP net, int64_t t, pixel_map, const int64_t[::1] labels, Py_ssize_t start, Py_ssize_t stop):
-        """How many of the images start..stop - 1 the net's largest output classifies right, as inputs of task t.
-
-        pixel_map (D,) int32: input j is pixel pixel_map[j], or 0 where that is -1; None: the pixels are the inputs.
-        Instead of the images, the first layer's weights are mapped: an image has sum_j rows[j] image[map[j]] =
-        sum_p image[p] (sum of rows[j] over the j with map[j] = p). Ties go to the first output; NaN is the largest, as
-        in torch. Several threads may call this at once, on nets that nobody changes meanwhile.
-        """
-        if not 0 <= start <= stop <= self.n_images or labels.shape[0] != self.n_images:
-            raise IndexError(f"images {start} to {stop} with {labels.shape[0]} labels, of {self.n_images}")
-        if net.n_heads > 1 and not 0 <= t < net.n_heads:
-            raise IndexError(f"task {t} of a net with {net.n_heads} first layers")
-        cdef Layer *layer = net.level(0, t if net.n_heads > 1 else 0)
-        cdef const int32_t[::1] map
-        cdef Py_ssize_t n_mapped = self.n_pixels
-        if pixel_map is not None:
-            map = pixel_map
-            n_mapped = map.shape[0]
-            if n_mapped and not -1 <= np.min(pixel_map) <= np.max(pixel_map) < self.n_pixels:
-                raise IndexError(f"a map to pixels {np.min(pixel_map)} to {np.max(pixel_map)} of {self.n_pixels}")
-        if n_mapped != net.n_inputs:
-            raise ValueError(f"{n_mapped} inputs for a net of {net.n_inputs}")
-        cdef Memory first_memory = Memory((self.n_pixels + 1) * layer.width * sizeof(float))
-        cdef float *first = <float *> first_memory.at
-        cdef Py_ssize_t width = max([net.layer[l].width for l in range(net.n_layers)])
-        cdef Py_ssize_t l, b, e, n, j, hits = 0
-        cdef Memory out_memory = Memory(GROUP * width * sizeof(float))
-        cdef float *h = <float *> out_memory.at
-        cdef Memory list_memory = Memory(GROUP * (width + 1) * (sizeof(int32_t) + sizeof(float)))
-        cdef int32_t *index = <int32_t *> list_memory.at
-        cdef float *value = <float *> (index + GROUP * (width + 1))
-        cdef Sparse x[GROUP]
-        for e in range(GROUP):
-            x[e] = Sparse(0, index + e * (width + 1), value + e * (width + 1))
-        with nogil:
-            if pixel_map is None:
-                first = net.w + layer.start
-            else:
-                for j in range(layer.n_in):
-                    if map[j] >= 0:
-                        add_row(first + map[j] * layer.width, 1, net.w + layer.start + j * layer.width, layer.width)
-                add_row(first + self.n_pixels * layer.width, 1, net.w + layer.start + layer.n_in * layer.width,
-                        layer.width)
-            b = start
-            while b < stop:
-                n = min(<Py_ssize_t> GROUP, stop - b)
-                layer = net.level(0, t if net.n_heads > 1 else 0)
-                forward_group(first, self.n_pixels + 1, layer.width, self.x + b, n, h)
-                for l in range(1, net.n_levels):
-                    for e in range(n):
-                        active_units(h + e * layer.width, layer.n_out, &x[e])
-                    layer = net.level(l, 0)
-                    forward_group(net.w + layer.start, layer.n_in + 1, layer.width, x, n, h)
-                for e in range(n):
-                    hits += labels[b + e] == argmax(h + e * layer.width, layer.n_out)
-                b += n
-        return hits
-
-
-cdef inline Py_ssize_t argmax(const float *z, Py_ssize_t n) noexcept nogil:
-    """Index of the first largest of z; NaN is larger than any number."""
-    cdef Py_ssize_t j, best = 0
-    for j in range(1, n):
-        if z[j] > z[best] or (z[j] != z[j] and z[best] == z[best]):
-            best = j
-    return best
+include "_images.pxi"

@@ -56,12 +56,12 @@ class NativeExamples:
 
     def __init__(self, n_inputs):
         self.n_inputs, self.tasks = n_inputs, []
-        self.compiled = _compiled.Examples(100000, n_inputs)
+        self.compiled = _compiled.Examples(1, n_inputs)
 
     def _reserve(self, n):
         if n > len(self.tasks):
             room = max(n, 2 * len(self.tasks), 64)
-            pass
+            self.compiled.grow(room)
             self.tasks += [-1] * (room - len(self.tasks))
 
     def put(self, first_slot, x, t, y):

@@ -1,0 +1,190 @@
+"""Row operations, on which everything rests: what to do with the rows that a list names, and a vector of their length.
+
+    add_rows     sum += sum_k value[k] rows[index[k]]                                  the forward pass, and batch updates
+    add_to_rows  rows[index[k]] += value[k] vector                                     the update for one example
+    dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  the backward pass
+
+Each costs O(n width) for a list of n entries. `width` is a multiple of LINE, and rows lie `stride` floats apart.
+
+The vector stays in the CPU's registers while the rows pass by, so that a row costs one reading (and one writing). It is
+cut in tiles of at most TILE lines, as many as there are registers; a `..._tile` function is called with a constant number
+of lines only, for which the compiler unrolls it.
+"""
+
+cdef extern from *:
+    """
+    /* vec: what a register holds. TILE: lines whose sums all stay in registers */
+    #if defined(__AVX512F__)
+    typedef float vec __attribute__((vector_size(64), may_alias));
+    enum { TILE = 8 };
+    #elif defined(__AVX2__)
+    typedef float vec __attribute__((vector_size(32), may_alias));
+    enum { TILE = 7 };
+    #elif defined(__aarch64__)
+    typedef float vec __attribute__((vector_size(16), may_alias));
+    enum { TILE = 7 };
+    #else
+    typedef float vec __attribute__((vector_size(16), may_alias));
+    enum { TILE = 3 };
+    #endif
+    enum { VECS = 64 / sizeof(vec) };       /* registers in a line */
+
+    static inline float sum_of(vec v) {     /* of its numbers */
+        typedef float quad __attribute__((vector_size(16), may_alias));
+        const quad *q = (const quad *) &v;
+        quad sum = q[0];
+        for (unsigned i = 1; i < sizeof(vec) / sizeof(quad); i++)
+            sum += q[i];
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    """
+    ctypedef float vec          # to Cython a number like any other; the C compiler knows better
+    const int TILE, VECS
+    float sum_of(vec) nogil
+
+cdef enum:
+    LINE = 16                   # floats in a cache line
+    MOST = 32                   # registers in the largest tile
+    NO_END = 0x7FFFFFFF
+
+
+cdef inline Py_ssize_t add_rows_tile(const int lines, const float *rows, Py_ssize_t stride, const int32_t *index,
+                                     const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
+    cdef vec total[MOST]
+    cdef const vec *row
+    cdef Py_ssize_t k = 0
+    cdef int c
+    for c in range(lines * VECS):
+        total[c] = (<vec *> sum)[c]
+    while k < n and index[k] < end:
+        row = <const vec *> (rows + index[k] * stride)
+        for c in range(lines * VECS):
+            total[c] = total[c] + value[k] * row[c]
+        k += 1
+    for c in range(lines * VECS):
+        (<vec *> sum)[c] = total[c]
+    return k
+
+
+cdef inline Py_ssize_t add_rows(const float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
+                                const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
+    """sum[:width] += sum_k value[k] rows[index[k], :width] over k < n as long as index[k] < end; returns how many k."""
+    cdef Py_ssize_t lines, j = 0, k = 0
+    while j < width:
+        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
+        if lines == 8: k = add_rows_tile(8, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 7: k = add_rows_tile(7, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 6: k = add_rows_tile(6, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 5: k = add_rows_tile(5, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 4: k = add_rows_tile(4, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 3: k = add_rows_tile(3, rows + j, stride, index, value, n, end, sum + j)
+        elif lines == 2: k = add_rows_tile(2, rows + j, stride, index, value, n, end, sum + j)
+        else: k = add_rows_tile(1, rows + j, stride, index, value, n, end, sum + j)
+        j += lines * LINE
+    return k
+
+
+cdef inline void add_to_rows_tile(const int lines, float *rows, Py_ssize_t stride, const int32_t *index,
+                                  const float *value, Py_ssize_t n, const float *vector) noexcept nogil:
+    cdef vec held[MOST]
+    cdef vec *row
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(lines * VECS):
+        held[c] = (<const vec *> vector)[c]
+    for k in range(n):
+        row = <vec *> (rows + index[k] * stride)
+        for c in range(lines * VECS):
+            row[c] = row[c] + value[k] * held[c]
+
+
+cdef inline void add_to_rows(float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
+                             const float *value, Py_ssize_t n, const float *vector) noexcept nogil:
+    """rows[index[k], :width] += value[k] vector[:width] for k < n."""
+    cdef Py_ssize_t lines, j = 0
+    while j < width:
+        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
+        if lines == 8: add_to_rows_tile(8, rows + j, stride, index, value, n, vector + j)
+        elif lines == 7: add_to_rows_tile(7, rows + j, stride, index, value, n, vector + j)
+        elif lines == 6: add_to_rows_tile(6, rows + j, stride, index, value, n, vector + j)
+        elif lines == 5: add_to_rows_tile(5, rows + j, stride, index, value, n, vector + j)
+        elif lines == 4: add_to_rows_tile(4, rows + j, stride, index, value, n, vector + j)
+        elif lines == 3: add_to_rows_tile(3, rows + j, stride, index, value, n, vector + j)
+        elif lines == 2: add_to_rows_tile(2, rows + j, stride, index, value, n, vector + j)
+        else: add_to_rows_tile(1, rows + j, stride, index, value, n, vector + j)
+        j += lines * LINE
+
+
+cdef inline void dot_rows_tile(const int lines, const bint update, float *rows, Py_ssize_t stride, const int32_t *index,
+                               const float *value, Py_ssize_t n, const float *vector, float *out) noexcept nogil:
+    cdef vec held[MOST]
+    cdef vec *row
+    cdef vec products
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(lines * VECS):
+        held[c] = (<const vec *> vector)[c]
+    for k in range(n):
+        row = <vec *> (rows + index[k] * stride)
+        products = row[0] * held[0]
+        if update:
+            row[0] = row[0] + value[k] * held[0]
+        for c in range(1, lines * VECS):
+            products = products + row[c] * held[c]
+            if update:
+                row[c] = row[c] + value[k] * held[c]
+        out[index[k]] += sum_of(products)
+
+
+cdef inline void dot_rows(const bint update, float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
+                          const float *value, Py_ssize_t n, const float *vector, float *out) noexcept nogil:
+    """out[index[k]] += rows[index[k], :width] . vector[:width] for k < n; then, with update, as add_to_rows."""
+    cdef Py_ssize_t lines, j = 0
+    while j < width:
+        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
+        if lines == 8: dot_rows_tile(8, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 7: dot_rows_tile(7, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 6: dot_rows_tile(6, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 5: dot_rows_tile(5, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 4: dot_rows_tile(4, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 3: dot_rows_tile(3, update, rows + j, stride, index, value, n, vector + j, out)
+        elif lines == 2: dot_rows_tile(2, update, rows + j, stride, index, value, n, vector + j, out)
+        else: dot_rows_tile(1, update, rows + j, stride, index, value, n, vector + j, out)
+        j += lines * LINE
+
+
+# ---- The same for one or two whole stretches of memory
+
+cdef inline void add_row(float *y, float a, const float *x, Py_ssize_t n) noexcept nogil:
+    """y += a x"""
+    cdef Py_ssize_t j
+    for j in range(n):
+        y[j] += a * x[j]
+
+
+cdef inline float dot(const float *x, const float *y, Py_ssize_t n) noexcept nogil:
+    """x . y"""
+    cdef Py_ssize_t j
+    cdef float sum = 0
+    for j in range(n):
+        sum += x[j] * y[j]
+    return sum
+
+
+cdef inline void interpolate(float *y, const float *y0, float step, Py_ssize_t n) noexcept nogil:
+    """y = y0 + (y - y0) step"""
+    cdef Py_ssize_t j
+    for j in range(n):
+        y[j] = y0[j] + (y[j] - y0[j]) * step
+
+
+cdef inline float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n) noexcept nogil:
+    """w -= rate (stiffness w - pull); returns the sum of w (stiffness w - 2 pull) before that."""
+    cdef Py_ssize_t j
+    cdef float sum = 0, old, force
+    for j in range(n):
+        old = w[j]
+        force = stiffness[j] * old - pull[j]
+        sum += old * (force - pull[j])
+        w[j] = old - rate * force
+    return sum
