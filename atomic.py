@@ -1,25 +1,27 @@
 """Files that a reader sees whole or not at all."""
 
 import os
-import tempfile
+import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+ENDING = ".tmp"
 
 
 @contextmanager
 def writing(path, mode="wb"):
-    """A file object whose content becomes `path` when the block ends well, and vanishes when it does not.
+    """A file object ("wb", or "w" for text in UTF-8) whose content becomes `path` when the block ends well.
 
-    Written beside the target, synced to disk, then renamed. OSError (a full disk, a vanished folder) is the caller's.
+    Written beside the target, synced to disk, then renamed. When the block or the writing fails, it vanishes and `path`
+    is what it was; OSError (a full disk, a vanished folder) is the caller's.
     """
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f"{_stem(path)}{uuid.uuid4().hex[:8]}{ENDING}")
     try:
-        with os.fdopen(descriptor, mode) as file:
+        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -33,7 +35,16 @@ def writing(path, mode="wb"):
             os.close(folder)
 
 
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def remove_leftovers(path):
+    """Deletes what processes that were killed while writing `path` have left beside it. Nobody may be writing it."""
+    path = Path(path)
+    with suppress(OSError):
+        for entry in os.listdir(path.parent):
+            if entry.startswith(_stem(path)) and entry.endswith(ENDING):
+                with suppress(OSError):
+                    os.unlink(path.with_name(entry))
+
+
+def _stem(path):
+    """How the names of temporary files begin: hidden, and the end of a long name, which is what tells names apart."""
+    return f".{path.name[-50:]}."

@@ -1,4 +1,4 @@
-"""MER beside online SGD, ER and EWC on MNIST Rotations, 20 tasks of 1,000 examples: a table, and a picture of the forgetting."""
+"""MER beside online SGD, EWC and ER on 20 rotations of MNIST: a table, and a picture of the forgetting."""
 
 import argparse
 import sys
@@ -33,7 +33,9 @@ def demo(seed):
     for it in found:
         run = it.runs[0]
         print(f"{it.label:10} {it.memory or '-':>8} {run.RA:7.3f} {run.LA:7.3f} {run.BTI:+7.3f} {run.seconds:8.1f}")
-    print("RA: accuracy kept on all tasks at the end. LA: accuracy right after learning. BTI: what later tasks did to it.")
+    print(
+        "RA: accuracy kept on all tasks at the end. LA: accuracy right after learning. BTI: what later tasks did to it."
+    )
     drawing = figures.draw((figures.task_curves, found[0].data, found))
     picture = folder / "forgetting.png"
     with writing(picture) as file:

@@ -7,7 +7,6 @@ import time
 from contextlib import closing, suppress
 
 import torch
-from continuum.files import load_tasks
 
 import checkpoints
 import results
@@ -15,6 +14,7 @@ import settings
 import states
 from continuum.evaluation import Evaluator
 from continuum.experience import Diverged, Experience, seed_everything
+from continuum.files import load_tasks
 from continuum.stream import Stream
 from errors import UserError
 from watchers import ProgressBar, TensorBoard, Watchers
@@ -36,7 +36,7 @@ def run(args, learner_class, checkpoint=None):
             args.threads = checkpoint[1]["flags"]["threads"]
     args.resume = None  # a run that was interrupted leaves what another does
     torch.set_num_threads(args.threads)
-    before = states.load(args.start_from, args, tasks) if args.start_from else None
+    before = states.load(args.start_from, args, tasks) if args.start_from is not None else None
     experience = set_out(args, learner_class, tasks, before)
     announce(args, tasks, experience, reason)
     if checkpoint:

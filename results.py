@@ -1,8 +1,10 @@
-"""What a run leaves behind: `<name>.txt`, `<name>.pt` (both as the original writes them) and `<name>.json`."""
+"""What a run leaves: `<name>.txt` and `<name>.pt`, as the original writes them, `<name>.json` and `<name>.state`."""
 
 import datetime
 import hashlib
+import io
 import json
+import math
 import os
 import platform
 import resource
@@ -10,17 +12,21 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import metrics
+import model
+import states
 from atomic import writing
 from errors import UserError
 
 FORMAT = "mer-result/1"
+ENDINGS = (states.ENDING, ".txt", ".pt", ".json")  # of a run's files, in the order in which they appear
 
 
 def now():
@@ -33,15 +39,16 @@ def new_name(args):
     return f"{args.model}_{args.data_file}_{stamp}_{uuid.uuid4().hex}"
 
 
-def check_writable(folder):
-    """Makes the folder and writes a file there; raises UserError now rather than lose a run later."""
+def check_writable(args):
+    """Makes the folder and a file like a result's there; raises UserError now rather than lose a run later."""
+    path = Path(args.save_path) / f"{new_name(args)}.writable"  # as long as the longest of their names
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
+        os.makedirs(args.save_path, exist_ok=True)
+        path.write_bytes(b"x")
+        path.unlink()
     except OSError as error:
         raise UserError(
-            f"--save_path {folder} cannot be written: {error.strerror}; choose a folder that can"
+            f"--save_path {args.save_path} cannot be written: {error.strerror}; choose a folder that can"
         ) from error
 
 
@@ -51,35 +58,44 @@ def one_liner(args, summary):
 
 
 def save(folder, name, experience, args, tasks, about):
-    """Writes the three files of a run, each whole or not at all; returns (path without ending, one_liner).
+    """Writes the files of a run, each whole or not at all; returns (path without ending, one_liner, trouble).
 
-    about   further entries of the .json (started, finished, seconds; status and failure of a run that diverged)
-    The .json comes last: where it is, the others are. Where the folder fails, the files go to the temporary folder, and
-    OSError is raised that says so.
+    about     further entries of the .json (started, finished, seconds; status and failure of a run that diverged)
+    trouble   None, or why the files are in a temporary folder instead, a line of text
+    The .json comes last: where it is, the others are. Raises OSError where no folder takes them.
     """
-    try:
-        return _save(Path(folder), name, experience, args, tasks, about)
-    except OSError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="mer_rescued_"))
-        path, _ = _save(rescue, name, experience, args, tasks, about)
-        raise OSError(
-            f"cannot write to {folder} ({error.strerror or error}); the results are saved as {path}.*"
-        ) from error
-
-
-def _save(folder, name, experience, args, tasks, about):
     result_t, result_a = experience.result_t, experience.result_a()
     summary = metrics.summarise(result_t, result_a)
-    path, line = folder / name, one_liner(args, summary)
+    line = one_liner(args, summary)
     weights = {key: value.cpu() for key, value in experience.learner.state_dict().items()}
-    with ExitStack() as files:  # they appear together, the .json last
-        described = files.enter_context(writing(f"{path}.json", "w"))
-        saved = files.enter_context(writing(f"{path}.pt"))
-        text = files.enter_context(writing(f"{path}.txt", "w"))
-        text.write(summary.as_text())
-        torch.save((torch.tensor(result_t).float(), torch.tensor(result_a), weights, summary.stats, line, args), saved)
-        json.dump(_describe(name, experience, args, tasks, summary) | about, described, indent=1, allow_nan=False)
-    return path, line
+    original = io.BytesIO()
+    torch.save((torch.tensor(result_t).float(), torch.tensor(result_a), weights, summary.stats, line, args), original)
+    described = _describe(name, experience, args, tasks, summary) | about
+    files = {
+        ".txt": summary.as_text().encode(),
+        ".pt": original.getvalue(),
+        ".json": json.dumps(described, indent=1, allow_nan=False).encode(),
+    }
+    if args.keep_state and hasattr(experience.learner, "state"):
+        files[states.ENDING] = states.dump(experience.learner, args)
+    try:
+        return _write(Path(folder) / name, files), line, None
+    except OSError as error:
+        try:
+            path = _write(Path(tempfile.mkdtemp(prefix="mer_rescued_")) / name, files)
+        except OSError as again:
+            raise OSError(
+                f"no result can be written, neither to {folder} ({error}) nor elsewhere ({again}): {line}"
+            ) from again
+        return path, line, f"cannot write to {folder} ({error}); the results are saved as {path}.*"
+
+
+def _write(path, files):
+    with ExitStack() as opened:  # they appear together, in the order of ENDINGS
+        for ending in reversed(ENDINGS):
+            if ending in files:
+                opened.enter_context(writing(f"{path}{ending}")).write(files[ending])
+    return path
 
 
 def _describe(name, experience, args, tasks, summary):
@@ -112,22 +128,44 @@ def _describe(name, experience, args, tasks, summary):
         "examples_seen": experience.seen_at,
         "baseline": numbers(summary.baseline),
         "accuracy_matrix": [numbers(row) for row in summary.matrix],
-        "notes": learner.notes() if hasattr(learner, "notes") else {},
+        "notes": _plain(learner.notes()) if hasattr(learner, "notes") else {},
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
-        "code": code_identity(),
+        "code": code_identity(args.model),
         **commit(),
         "host": {"name": platform.node(), "cpu": cpu_name(), "cores": os.cpu_count()},
     }
 
 
-def code_identity():
-    """A hash of the sources that a run's numbers depend on, so that results of another version are told apart."""
+def _plain(notes):
+    """What a learner says, as JSON knows it: a note that is no plain value becomes a text, and costs no result."""
+    return {
+        str(name): value
+        if isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+        else str(value)
+        for name, value in notes.items()
+    }
+
+
+@cache
+def code_identity(learner):
+    """A hash of the sources that the numbers of a learner's run depend on, so that another version's are told apart.
+
+    Other learners' files do not count. As the files were at the first call: the program that runs is the one loaded.
+    """
     root, digest = Path(__file__).parent, hashlib.sha256()
-    for pattern in ("main.py", "settings.py", "metrics/*.py", "continuum/*.py", "model/**/*.py", "model/**/*.pyx"):
-        for path in sorted(root.glob(pattern)):
+    others = {root / "model" / f"{name}.py" for name in model.candidates() if name != learner}
+    of_model = ("model/**/*.py", "model/**/*.pyx", "model/**/*.pxi")
+    patterns = ("main.py", "settings.py", "metrics/*.py", "continuum/*.py", *of_model)
+    for pattern in patterns:
+        for path in sorted(set(root.glob(pattern)) - others):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def maker(learner):
+    """The program, the packages and the processor: what may move the last bits of the numbers of a learner's run."""
+    return {"code": code_identity(learner), **versions(), "cpu": cpu_name()}
 
 
 def peak_memory():
@@ -137,8 +175,11 @@ def peak_memory():
 
 
 def versions():
-    packages = {package: metadata.version(package) for package in ("torch", "numpy", "quadprog")}
-    return {"python": platform.python_version(), **packages}
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "quadprog"):
+        with suppress(metadata.PackageNotFoundError):  # only gem needs quadprog
+            found[package] = metadata.version(package)
+    return found
 
 
 def cpu_name():

@@ -76,7 +76,12 @@ GROUPS = {
             "auto: shuffle on the reference engine",
             ("auto", *engine.DRAWS),
         ),
-        Flag("threads", integer(0, MOST_THREADS), 0, "threads to use; 0: what the process may use, one where more do not pay"),
+        Flag(
+            "threads",
+            integer(0, MOST_THREADS),
+            0,
+            "threads to use; 0: what the process may use, one where more do not pay",
+        ),
         Flag("progress", _text, "auto", "progress bar on stderr; auto: on a terminal", ("auto", "yes", "no")),
     ),
 }
@@ -161,7 +166,9 @@ def parse(arguments=None):
     known, checkpoint = defaults(learners), None
     if given.get("resume") not in (None, "auto"):
         checkpoint = (given["resume"], checkpoints.load(given["resume"]))
-        words = [_as_word(name, value) for name, value in checkpoint[1]["flags"].items() if value != known.get(name, value)]
+        words = [
+            _as_word(name, value) for name, value in checkpoint[1]["flags"].items() if value != known.get(name, value)
+        ]
         known |= vars(parser.parse_args(words))  # checked like any
     args = argparse.Namespace(**(known | given))
     learner = model.load(args.model)

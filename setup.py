@@ -1,7 +1,8 @@
 """Builds the compiled engine in place: `python setup.py build_ext --inplace`. Needs Cython and a C compiler.
 
 Without them the program runs on the reference engine, so a build that fails says so in one line and is no error.
-The kernels are compiled once per generation of CPU (never -march=native); model/engine/_compiled.py picks one at run time.
+The kernels are compiled once per generation of CPU (never -march=native); model/engine/_compiled.py picks one at run
+time.
 """
 
 import platform
@@ -11,13 +12,26 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Sums may be reordered, which vectorising them needs; NaN and infinity keep their meaning (no -ffinite-math-only).
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
-         "-fno-tree-loop-distribute-patterns"]
+FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-fno-tree-loop-distribute-patterns",
+]
 VARIANTS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
-    VARIANTS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl",
-                          "-mprefer-vector-width=512"]
+    VARIANTS["avx512"] = [
+        "-mavx2",
+        "-mfma",
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ]
 
 
 class BuildOrSay(build_ext):
@@ -37,8 +51,11 @@ class BuildOrSay(build_ext):
 
     def say(self, what):
         reason = str(what).strip().splitlines()[0]
-        print(f"native engine not built ({reason}): install a C compiler and Cython, then run "
-              "`python setup.py build_ext --inplace`; until then the reference engine is used", file=sys.stderr)
+        print(
+            f"native engine not built ({reason}): install a C compiler and Cython, then run "
+            "`python setup.py build_ext --inplace`; until then the reference engine is used",
+            file=sys.stderr,
+        )
 
 
 def extensions():
@@ -48,11 +65,17 @@ def extensions():
     except ImportError:
         BuildOrSay.say(None, "no Cython")
         return []
-    found = cythonize([Extension("model.engine._draws", ["model/engine/_draws.pyx"], extra_compile_args=FLAGS)],
-                      build_dir="build/cython", quiet=True)
+    found = cythonize(
+        [Extension("model.engine._draws", ["model/engine/_draws.pyx"], extra_compile_args=FLAGS)],
+        build_dir="build/cython",
+        quiet=True,
+    )
     for name, flags in VARIANTS.items():
-        found += cythonize([Extension(f"model.engine._mlp_{name}", ["model/engine/_mlp.pyx"],
-                                      extra_compile_args=FLAGS + flags)], build_dir=f"build/cython/{name}", quiet=True)
+        found += cythonize(
+            [Extension(f"model.engine._mlp_{name}", ["model/engine/_mlp.pyx"], extra_compile_args=FLAGS + flags)],
+            build_dir=f"build/cython/{name}",
+            quiet=True,
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from errors import UserError
 
 
 class Watchers:
-    """Several watchers as one. One that cannot write is dismissed, and `warn` called with a line of text: the run goes on."""
+    """Several watchers as one. One that cannot write is dismissed, which `warn` is told: the run goes on."""
 
     def __init__(self, watchers, warn):
         self.watchers, self.warn = watchers, warn
@@ -40,7 +40,7 @@ class ProgressBar:
         self.experience, self.shown = experience, 0.0
         hidden = not (wanted == "yes" or (wanted == "auto" and sys.stderr.isatty()))
         total = experience.stream.n_examples
-        self.bar = tqdm(total=total, initial=experience.seen, unit="ex", disable=hidden, mininterval=0.3)
+        self.bar = tqdm(total=total, initial=experience.seen, unit="ex", disable=hidden, mininterval=0.3, delay=1e-9)
 
     def __call__(self, batch):
         if self.bar.disable:

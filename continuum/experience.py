@@ -36,7 +36,7 @@ class Experience:
         self.device = device_of(learner)
 
     def live(self):
-        """Streams the tasks through the learner, evaluating it on all of them as it goes; yields each minibatch learned.
+        """Streams the tasks through the learner, evaluating it on all of them on the way; yields each minibatch.
 
         Before a minibatch is learned, if its number is a multiple of log_every or its task is new; and after the last.
         (GEM's protocol)
@@ -103,16 +103,15 @@ class Experience:
         self.learner.load_state(state["learner"])
         load_random_state(state["random"])
 
-
     def _check(self, next_minibatch, seen, current, result_t, seen_at, result_a):
         """Raises ValueError or TypeError where these cannot be this experience's."""
-        n_tasks, n_minibatches, n_examples = len(self.tasks), self.stream.n_minibatches, self.stream.n_examples
-        ranges = ((next_minibatch, n_minibatches), *((n, n_examples) for n in (seen, *seen_at)))
-        if not all(n in range(most + 1) for n, most in ranges) or not all(t in range(n_tasks) for t in (current, *result_t)):
+        places = [(next_minibatch, self.stream.n_minibatches), *((n, self.stream.n_examples) for n in (seen, *seen_at))]
+        places += [(t, len(self.tasks) - 1) for t in (current, *result_t)]
+        if not all(isinstance(n, int) and 0 <= n <= most for n, most in places):
             raise ValueError("it is outside of the stream")
-        if not len(result_t) == len(seen_at) == len(result_a) or not all(len(row) == n_tasks for row in result_a):
+        if not len(result_t) == len(seen_at) == len(result_a) or any(len(row) != len(self.tasks) for row in result_a):
             raise ValueError("its evaluations are not as many as they should be")
-        if not all(0 <= accuracy <= 1 for row in result_a for accuracy in row):
+        if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for row in result_a for accuracy in row):
             raise ValueError("its accuracies are none")
 
 

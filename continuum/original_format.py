@@ -18,7 +18,13 @@ from atomic import writing
 from continuum.resources import available_memory, check_room
 from continuum.tasks import HALVES, IMAGE_SHAPE, MOST_TASKS, Split, Task, TaskSet, plain_descriptor
 from errors import UserError
+from packed import check_pickles
 
+# what tensors name that are refused later, in words that help
+ODD_TENSORS = {
+    *("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage"),
+    *("torch.serialization _get_layout", "torch Size", "torch float32"),
+}
 LARGEST_INDEX = 4 << 20  # bytes of a file without its tensors; 10,000 tasks have 3 MB
 BLOCK_BYTES = 1 << 20  # written at once
 ALIGNMENT = 64  # tensors begin at multiples of it
@@ -48,6 +54,8 @@ def read_original(path, name, origin, mapped):
             f"{path} is larger than the free memory, and cannot be memory-mapped in the format before PyTorch 1.6; "
             "load it and save it again with a newer one on a larger machine, or have the tasks built without it"
         )
+    with open(path, "rb") as file:
+        check_pickles(file, ODD_TENSORS)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     train, test = (_sequence(path, half) for half in _sequence(path, content, 2))
     if len(train) != len(test):

@@ -25,7 +25,7 @@ class Stream:
     """The examples of all tasks, one task after another; a task's in random order, once per epoch.
 
     Draws from the global random streams, in the original's order: torch for the order of the tasks (if shuffled) and,
-    for every task by number, which n = min(samples_per_task, N_t) of its examples are kept (all if samples_per_task <= 0);
+    for every task by number, which n = min(samples_per_task, N_t) of its examples are kept (all if that is <= 0);
     then `random` for the order of the kept ones, for every task in order of presentation, for every epoch.
     A minibatch has at most batch_size examples and never spans two tasks; a task's epochs run on.
     """
@@ -39,7 +39,9 @@ class Stream:
             kept.append(torch.randperm(size)[:n].tolist())
         most = max(map(len, kept)) * n_epochs
         if most * n_tasks > MOST_EXAMPLES:
-            raise UserError(f"--n_epochs {n_epochs} makes up to {most * n_tasks:,} examples; {MOST_EXAMPLES:,} can be streamed")
+            raise UserError(
+                f"--n_epochs {n_epochs} makes up to {most * n_tasks:,} examples; {MOST_EXAMPLES:,} can be streamed"
+            )
         self.batch_size = min(batch_size, most)
         self._runs = []  # (task, indices) in order of presentation
         for t in self.order:

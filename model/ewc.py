@@ -38,3 +38,8 @@ class Net(Learner):
 
     def own_state(self):
         return ("current_task", "kept")
+
+    def load_state(self, state):
+        super().load_state(state)
+        if not set(self.kept) <= set(state["parts"]["examples"]["slots"]):
+            raise ValueError("it keeps examples that are not there")

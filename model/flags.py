@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-
 MOST = 2**31 - 1  # of what is counted
 MOST_NUMBER = 3e38  # float32 has no larger one
 

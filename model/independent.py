@@ -37,3 +37,8 @@ class Net(Learner):
 
     def own_state(self):
         return ("active",)
+
+    def load_state(self, state):
+        super().load_state(state)
+        if self.active not in range(self.n_tasks):
+            raise ValueError(f"its task is {self.active}, of {self.n_tasks}")

@@ -155,9 +155,9 @@ def draw_all(found, run):
 
 def draw(job):
     """The Drawing of a job, (function of this module, its arguments...), in the style of the report."""
-    draw, *arguments = job
+    function, *arguments = job
     with matplotlib.rc_context(STYLE):
-        return draw(*arguments)
+        return function(*arguments)
 
 
 def _usable_cores():

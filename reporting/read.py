@@ -21,6 +21,9 @@ MOST_BYTES = 64 * 2**20  # of a .json, a .txt, the pickle inside a .pt, and a .p
 MOST_ROWS = 400  # evaluations kept of a run: more than a figure can show
 SUFFIXES = (".json", ".pt", ".txt")  # of one run, the first that is there is read
 
+# folders that hold no runs to report: those of this program, and what tuning tried
+NO_RESULTS = ("bench", "equivalence", "logs", "records", "report", "tuning")
+
 METRICS = ("RA", "LA", "BTI", "FWT")
 THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left"  # who ran it
 
@@ -100,7 +103,7 @@ def read_folder(folder):
         skip(error.filename, f"cannot be listed: {error.strerror}")
 
     for here, folders, files in os.walk(folder, onerror=skip_folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in NO_RESULTS))
         for name in folders:
             if os.path.islink(os.path.join(here, name)):
                 skip(os.path.join(here, name), "a symbolic link to a folder: not followed")
@@ -224,13 +227,18 @@ def read_pt(path, name, shown):
         raise Unreadable(f"larger than {MOST_BYTES >> 20} MiB and not in a format that can be mapped into memory")
     import torch  # slow to import, and only these files need it
 
+    from packed import check_pickles, check_tensors
+
     try:
+        with open(path, "rb") as file:
+            check_pickles(file, also={"argparse Namespace"})
         with torch.serialization.safe_globals([argparse.Namespace]):
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        check_tensors(saved, os.path.getsize(path))
     except OSError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes of the loader
-        if re.search(r"unsupported (global|class)|allowed global|unrecognized function", str(error), re.I):
+        if re.search(r"never run|unsupported (global|class)|allowed global|unrecognized function", str(error), re.I):
             raise Unreadable("refused: holds more than tensors and settings, and could run code") from None
         raise Unreadable(f"damaged or foreign: {type(error).__name__}") from None
     if not isinstance(saved, tuple) or len(saved) != 6 or not isinstance(saved[5], argparse.Namespace):

@@ -111,27 +111,31 @@ cdef class ShuffleDraws:
     cdef void shuffle_in_place(self, uint32_t *order, Py_ssize_t n) noexcept nogil:
         """random.shuffle: for i = n - 1, ..., 1, swap order[i] with order[below(i + 1)].  O(n)
 
-        Whether a word is below is a coin toss that no CPU predicts, so there's no branch on it: a word that is not leaves
-        i where it is and swaps order[i] with itself.
+        Whether a word is below is a coin toss that no CPU predicts, so the first of the two inner loops doesn't branch on
+        it: it writes each word down and counts it only if it is.
         """
-        cdef Py_ssize_t i = n - 1, lowest
-        cdef uint32_t r, j, kept
-        cdef int shift, position
+        cdef Py_ssize_t i = n - 1, left, lowest
+        cdef uint32_t below[N]
+        cdef uint32_t kept
+        cdef int shift, k, n_below, is_below, position
         while i > 0:
             if self.position == N:
                 self.refill()
             shift = leading_zeros(<uint32_t> (i + 1))
-            lowest = (<Py_ssize_t> 0x80000000 >> shift) - 1     # down to there, i + 1 has as many bits
-            position = self.position
-            while position < N and i >= lowest and i > 0:
-                r = self.word[position] >> shift
+            lowest = max(<Py_ssize_t> 1, (<Py_ssize_t> 0x80000000 >> shift) - 1)    # down to there, i + 1 has as many bits
+            position, left, n_below = self.position, i, 0
+            while position < N and left >= lowest:
+                below[n_below] = self.word[position] >> shift
                 position += 1
-                j = r if r <= i else <uint32_t> i
-                kept = order[i]
-                order[i] = order[j]
-                order[j] = kept
-                i -= r <= i
+                is_below = below[n_below] <= left
+                n_below += is_below
+                left -= is_below
             self.position = position
+            for k in range(n_below):
+                kept = order[i]
+                order[i] = order[below[k]]
+                order[below[k]] = kept
+                i -= 1
 
     def draw(self, Py_ssize_t n, Py_ssize_t k):
         """min(k, n) indices below n: order = [0..n-1]; for each j: random.shuffle(order), take order[j].  O(n k)"""

@@ -1,0 +1,144 @@
+"""Plain values and tensors in a file: compressed, checksummed, and nothing in it is executed when it is read.
+
+The file is a gzip of what torch.save makes. The checksum is gzip's: torch.load does not notice a changed tensor.
+"""
+
+import gzip
+import io
+import os
+import pickle
+import pickletools
+import struct
+import zipfile
+import zlib
+
+import torch
+
+EXPANDS_FREELY, MOST_EXPANSION = 256 << 20, 100  # a file beyond both, bytes and times its size, is a bomb
+# what the pickle of plain tensors names. weights_only allows more, such as an array of as many bytes as one likes
+KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+HARMLESS = {
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "collections OrderedDict",
+    *(f"torch {kind}Storage" for kind in KINDS),
+}
+OLD_PICKLES = 5  # before PyTorch 1.6: magic number, version, machine, the content, names of the tensors that follow
+# what the readers of torch, zipfile and pickle raise on damage, and a state's reader on values of a wrong kind or size
+DAMAGED = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, MemoryError, AssertionError),
+    *(AttributeError, LookupError, NotImplementedError, OverflowError, RuntimeError, TypeError, ValueError),
+)
+
+
+def dump(content):
+    """The bytes of a file that holds `content`: numbers, texts, lists, tuples, dictionaries and tensors."""
+    plain = io.BytesIO()
+    torch.save(content, plain)
+    return gzip.compress(plain.getvalue(), compresslevel=1, mtime=0)
+
+
+def load(path, kinds):
+    """The dictionary that `dump` wrote to a file.
+
+    kinds   {key: type} of what it must hold
+    Raises OSError where the file cannot be read; ValueError, with a reason in one line, where it is no such file, or a
+    damaged or hostile one.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+    try:
+        plain = _unpack(path)
+        _check_zip(plain)
+        content = torch.load(plain, map_location="cpu", weights_only=True)
+        check_tensors(content, plain.getbuffer().nbytes)
+    except (gzip.BadGzipFile, *DAMAGED) as error:
+        raise ValueError(one_line(error)) from error
+    for key, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ValueError(f"it holds no {key}")
+    return content
+
+
+def are_plain(named):
+    """Whether a dictionary has texts as keys, and as values numbers, texts, None and tuples of those."""
+
+    def is_plain(value):
+        return isinstance(value, str | int | float | None) or (isinstance(value, tuple) and all(map(is_plain, value)))
+
+    return all(isinstance(name, str) and is_plain(value) for name, value in named.items())
+
+
+def one_line(error):
+    """What an exception says, for a message to the user."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _unpack(path):
+    with open(path, "rb") as file:
+        most = max(EXPANDS_FREELY, MOST_EXPANSION * os.fstat(file.fileno()).st_size)
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            data = unpacked.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it unpacks to more than {most:,} bytes")
+    return io.BytesIO(data)
+
+
+def _check_zip(file):
+    """Refuses a zip file that torch.save would not make of plain tensors."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len({member.filename.lower() for member in members}) < len(members):
+            raise ValueError("two of its members have one name")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed twice")
+        if sum(member.file_size for member in members) > file.getbuffer().nbytes:
+            raise ValueError("its members overlap")
+    check_pickles(file)
+    file.seek(0)
+
+
+def check_pickles(file, also=()):
+    """check_pickle of all pickles in a file of torch.save, of either of its formats."""
+    file.seek(0)
+    if file.read(4) == b"PK\x03\x04":  # how torch.load tells them apart
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.filename.lower().endswith(".pkl"):
+                    check_pickle(archive.read(member), also)
+    else:
+        file.seek(0)
+        for _ in range(OLD_PICKLES):
+            check_pickle(file, also)
+
+
+def check_pickle(pickled, also=()):
+    """Refuses a pickle that names anything but what plain tensors need, with UnpicklingError; unpickles nothing.
+
+    pickled   bytes, or a file, which is read up to the pickle's end
+    also      further names that it may have, as "module name"
+    """
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "PROTO" and argument != 2:
+            raise ValueError(f"it is a pickle of protocol {argument}")
+        if operation.name == "GLOBAL" and argument not in HARMLESS and argument not in also:
+            raise pickle.UnpicklingError(f"GLOBAL {argument.replace(' ', '.')} in it is never run")
+        if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise pickle.UnpicklingError(f"GLOBAL {operation.name} in it is never run")
+
+
+def check_tensors(content, most_bytes):
+    """Refuses tensors that claim more numbers than a file has bytes: by strides of 0, or as views of one another."""
+    left, seen, found = most_bytes, set(), [content]
+    while found:
+        value = found.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, torch.Tensor):
+                left -= value.numel() * value.element_size()
+                if left < 0 or not value.is_contiguous():
+                    raise ValueError("its tensors overlap, or are larger than the file")
+            elif isinstance(value, dict):
+                found += value.values()
+            elif isinstance(value, list | tuple):
+                found += value

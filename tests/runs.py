@@ -1,0 +1,177 @@
+"""Runs of main.py for the tests of stopping, resuming and failing: tiny tasks, quick flags, all that a run leaves."""
+
+import glob
+import gzip
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_examples
+
+import main
+import model
+import results
+from continuum.experience import Experience
+
+# engine, draws
+WAYS = (("native", "uniform"), ("native", "shuffle"), ("reference", "shuffle"), ("reference", "uniform"))
+# what a learner of the paper needs beyond QUICK to do all that it can; of any other the flags' defaults do
+FLAGS = {
+    "independent": ("--n_hiddens", 9),
+    "ewc": ("--n_memories", 3, "--memory_strength", 2),
+    "gem": ("--n_memories", 4, "--memory_strength", 0.1),
+    "meralg1": ("--beta", 0.5, "--gamma", 0.7, "--batches_per_example", 2),
+    "meralg6": ("--gamma", 0.7, "--batches_per_example", 2),
+    "meralg7": ("--gamma", 0.7, "--s", 3),
+}
+QUICK = ("--n_hiddens", 6, "--lr", 0.1, "--memories", 7, "--replay_batch_size", 3, "--log_every", 4, "--threads", 1)
+DATA = ("--data_path", "data", "--data_file", "tiny.pt")
+TIMES = ("seconds", "started", "finished", "name", "peak_memory_bytes")
+
+
+def learners():
+    return [name for name, learner in model.load_all().items() if hasattr(learner, "state")]
+
+
+def place(folder, n_tasks=3, n_train=8, n_test=5, n_inputs=12, n_classes=3):
+    """Makes a folder to run in, with tasks as data/tiny.pt; returns it."""
+    generator = np.random.default_rng(5)
+    content = [
+        [[f"task {t}", *toy_examples(n, n_inputs, n_classes, generator)] for t in range(n_tasks)]
+        for n in (n_train, n_test)
+    ]
+    (folder / "data").mkdir(parents=True)
+    torch.save(content, folder / "data" / "tiny.pt")
+    return folder
+
+
+def words_of(name, way, *more):
+    """The command line of a learner on an engine with draws."""
+    engine, draws = way
+    words = ("--model", name, "--engine", engine, "--draws", draws, *QUICK, *FLAGS.get(name, ()), *DATA, *more)
+    return [str(word) for word in words]
+
+
+def result_in(folder, name="results"):
+    """Of the only finished run in folder/results: name; files {ending: content, less what time does}; folder, all names."""
+    folder = Path(folder) / name
+    (described,) = folder.glob("*.json")
+    about = json.loads(described.read_text())
+    paths = folder.glob(f"{glob.escape(described.stem)}.*")
+    files = {path.suffix: path.read_bytes() for path in paths if path.suffix != ".checkpoint"}
+    files[".json"] = {key: value for key, value in about.items() if key not in TIMES}
+    files[".state"] = gzip.decompress(files[".state"])
+    assert about["name"] == described.stem
+    return SimpleNamespace(files=files, name=described.stem, folder=sorted(path.name for path in folder.iterdir()))
+
+
+@pytest.fixture(name="go")
+def go_fixture(monkeypatch, capsys):
+    """go(folder, *words): main.py's exit code, stdout and stderr, run in that folder, in this process."""
+    monkeypatch.setattr("results.commit", lambda: {"commit": None, "dirty": None})  # asks git, slowly
+
+    def run(folder, *words):
+        """Its exit code, stdout and stderr."""
+        monkeypatch.chdir(folder)
+        capsys.readouterr()
+        try:
+            code = main.main([str(word) for word in words])
+        except SystemExit as exit:  # argparse's way
+            code = exit.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@contextmanager
+def after(n_minibatches, do):
+    """Within it, do() is called when so many minibatches have been learned, in the place of a watcher."""
+    live = Experience.live
+
+    def interrupted(self):
+        for i, batch in enumerate(live(self), 1):
+            if i == n_minibatches:
+                do()
+            yield batch
+
+    Experience.live = interrupted
+    try:
+        yield
+    finally:
+        Experience.live = live
+
+
+def a_signal(number):
+    """A function that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def in_child(function, seconds=60, more_memory=1 << 30):
+    """Calls the function in a process of its own, with so much more memory than this one has, for so long.
+
+    Returns its code (what the function or SystemExit gives; -signal where it died of one), all its output, and the
+    most memory that it had more than this process, in bytes.
+    """
+    with tempfile.TemporaryFile() as output, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork among threads: idle ones, of numpy
+        child = os.fork()
+        if not child:
+            _be_child(function, seconds, more_memory, output)
+        before = memory_of_this_process()[1]
+        _, status, usage = os.wait4(child, 0)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    peak = usage.ru_maxrss * 1024 - before
+    return SimpleNamespace(code=os.waitstatus_to_exitcode(status), text=text, peak=peak)
+
+
+def memory_of_this_process():
+    """Its size and what of it is in memory, bytes."""
+    return [int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]]
+
+
+def _be_child(function, seconds, more_memory, output):
+    code = 99
+    try:
+        os.setsid()
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+        for number in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (memory_of_this_process()[0] + more_memory,) * 2)
+        code = function()
+    except SystemExit as exit:
+        code = exit.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def main_in(folder, words):
+    """A function that runs main.py in a folder."""
+
+    def run():
+        os.chdir(folder)
+        results.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
+        return main.main([str(word) for word in words])
+
+    return run
