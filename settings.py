@@ -141,7 +141,7 @@ def _shown(value):
     """A default as one would type it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and len(value) == 2:
         return f"{value[0]}s" if value[1] == "seconds" else value[0]
     return "none" if value is None else value
 

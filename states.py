@@ -102,7 +102,7 @@ def hand_over(result, content, learner):
 
 
 def _networks_fit(parts, learner):
-    """Whether the learner has the same networks, of the same shapes; one may have more weights, for the further tasks."""
+    """Whether the learner has the same networks, of the same shapes; one may have more weights, for further tasks."""
     networks = learner.named_networks()
     if not networks.keys() <= parts.keys():
         return False

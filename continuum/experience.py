@@ -109,6 +109,10 @@ class Experience:
         places += [(t, len(self.tasks) - 1) for t in (current, *result_t)]
         if not all(isinstance(n, int) and 0 <= n <= most for n, most in places):
             raise ValueError("it is outside of the stream")
+        upcoming = next(self.stream.minibatches(next_minibatch), None)
+        ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.t] if upcoming else []))]
+        if seen != (upcoming.first if upcoming else self.stream.n_examples) or ranks != sorted(ranks):
+            raise ValueError("it is at another place of the stream")
         if not len(result_t) == len(seen_at) == len(result_a) or any(len(row) != len(self.tasks) for row in result_a):
             raise ValueError("its evaluations are not as many as they should be")
         if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for row in result_a for accuracy in row):

@@ -145,6 +145,8 @@ class TaskRings:
 
     def load_state(self, state):
         written = {t: dict(slots) for t, slots in state["written"]}
+        if not all(isinstance(t, int) for t in written):
+            raise ValueError("tasks are numbers")
         known = sorted(slot for slots in written.values() for slot in slots.values())
         if known != list(range(self.first_slot, self.first_slot + len(known))):
             raise ValueError("the memories are not where memories are")

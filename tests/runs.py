@@ -64,7 +64,7 @@ def words_of(name, way, *more):
 
 
 def result_in(folder, name="results"):
-    """Of the only finished run in folder/results: name; files {ending: content, less what time does}; folder, all names."""
+    """Of the only finished run in folder/results: name; files {ending: content, less times}; folder, all names."""
     folder = Path(folder) / name
     (described,) = folder.glob("*.json")
     about = json.loads(described.read_text())
@@ -97,21 +97,26 @@ def go_fixture(monkeypatch, capsys):
 
 
 @contextmanager
-def after(n_minibatches, do):
-    """Within it, do() is called when so many minibatches have been learned, in the place of a watcher."""
+def after_each(look):
+    """Within it, look(batch) is called after each minibatch that is learned."""
     live = Experience.live
 
-    def interrupted(self):
-        for i, batch in enumerate(live(self), 1):
-            if i == n_minibatches:
-                do()
+    def watched(self):
+        for batch in live(self):
+            look(batch)
             yield batch
 
-    Experience.live = interrupted
+    Experience.live = watched
     try:
         yield
     finally:
         Experience.live = live
+
+
+def after(n_minibatches, do):
+    """Within it, do() is called when so many minibatches have been learned."""
+    left = iter(range(n_minibatches - 1, -1, -1))
+    return after_each(lambda batch: next(left, None) == 0 and do())
 
 
 def a_signal(number):
@@ -119,20 +124,27 @@ def a_signal(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def in_child(function, seconds=60, more_memory=1 << 30):
+def start_child(function, output, seconds=300, more_memory=1 << 33):
     """Calls the function in a process of its own, with so much more memory than this one has, for so long.
 
-    Returns its code (what the function or SystemExit gives; -signal where it died of one), all its output, and the
-    most memory that it had more than this process, in bytes.
+    It ends with the code that the function or SystemExit gives. Its output goes to a file. Returns its number.
     """
-    with tempfile.TemporaryFile() as output, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork among threads: idle ones, of numpy
         child = os.fork()
-        if not child:
-            _be_child(function, seconds, more_memory, output)
-        before = memory_of_this_process()[1]
+    if not child:
+        _be_child(function, output, seconds, more_memory)
+    return child
+
+
+def in_child(function, more_memory=1 << 33):
+    """start_child, and waits for it: its code (-signal where it died of one), all its output, and its memory.
+
+    peak   the most memory that it had more than this process, in bytes
+    """
+    with tempfile.NamedTemporaryFile() as output:
+        child, before = start_child(function, output.name, more_memory=more_memory), memory_of_this_process()[1]
         _, status, usage = os.wait4(child, 0)
-        output.seek(0)
         text = output.read().decode(errors="replace")
     peak = usage.ru_maxrss * 1024 - before
     return SimpleNamespace(code=os.waitstatus_to_exitcode(status), text=text, peak=peak)
@@ -143,12 +155,13 @@ def memory_of_this_process():
     return [int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]]
 
 
-def _be_child(function, seconds, more_memory, output):
+def _be_child(function, output, seconds, more_memory):
     code = 99
     try:
         os.setsid()
+        output = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
-            os.dup2(output.fileno(), number)
+            os.dup2(output, number)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         for number in (signal.SIGALRM, signal.SIGTERM):

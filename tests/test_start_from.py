@@ -39,7 +39,7 @@ def first_run(go, folder, *words):
 
 
 def literally(words, first, second):
-    """What one learner comes to that learns both streams: (weights, accuracies on the further tasks after each row's part).
+    """What one learner comes to that learns both streams: (weights, accuracies on the further tasks).
 
     first, second   (tasks, seed) of the streams; every part is seeded, streamed and drawn as a run of its own
     """
@@ -164,7 +164,8 @@ def test_independent_networks_cannot_go_on(go, tmp_path):
         found = go(folder, *words, *SECOND, "--start_from", result)
         assert found.code == 2 and not list(folder.glob("second/*"))
         assert (
-            f"error: --start_from {result}: the networks of independent depend on the number of tasks, so it cannot go on "
+            f"error: --start_from {result}: the networks of independent depend on the number of tasks, so it "
+            "cannot go on "
             "from 3 to 5; choose another --model" in found.err
         )
         shutil.rmtree(folder / "results")
@@ -239,7 +240,7 @@ def test_what_is_no_result(go, tmp_path):
     state = folder / Path(result).with_suffix(".state")
     whole, words = state.read_bytes(), words_of("online", NATIVE)
     for path, text in [
-        ("nowhere.pt", "nowhere.state is not beside it; give the .pt of a run that finished and kept its state"),
+        ("nowhere.pt", "nowhere.state is not beside it; give the .pt of a run that kept its state"),
         ("data/tiny.pt", "tiny.state is not beside it"),
         ("", "is no learner's state (it is no file)"),
         ("/", "is no learner's state (it is no file)"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import results
 import sweep
 from sweeping import commands, conduct, experiment, tuning, work
 from sweeping.commands import Command
@@ -144,19 +145,20 @@ def test_filters(words, n, listed, run_sweep):
 # what an experiment is
 
 
-def test_only_what_matters_makes_another_experiment(write):
+def test_only_what_matters_makes_another_experiment(write, monkeypatch):
     path = write("--model online --engine reference")
     (command,) = commands.read(path.read_text().splitlines(), path)
-    key = experiment.prepare(command, "v1").key
+    key = experiment.prepare(command).key
 
-    def key_with(flags, code="v1"):
-        return experiment.prepare(command.plus(flags), code).key
+    def key_with(flags):
+        return experiment.prepare(command.plus(flags)).key
 
     for flags in ({"threads": "2"}, {"checkpoint_every": "never"}, {"lr": "1e-3"}, {"draws": "shuffle"}):
         assert key_with(flags) == key
     for flags in ({"lr": "0.01"}, {"seed": "1"}, {"draws": "uniform"}, {"log_every": "7"}):
         assert key_with(flags) != key
-    assert key_with({}, "v2") != key
+    monkeypatch.setattr(results, "code_identity", lambda learner: "another version")
+    assert key_with({}) != key
 
 
 def test_a_finished_run_is_known_whatever_its_file_is_called(write, run_sweep, run_main, tmp_path):
@@ -207,7 +209,7 @@ def test_tuning(write, run_sweep, tmp_path):
     (record,) = (folder / "tuning").glob("*.json")
     saved = json.loads(record.read_text())
     (entry,) = saved["experiments"]
-    assert saved["tuning_seeds"] == [8, 9] and saved["reported_seeds"] == [3] and saved["code"] and saved["date"]
+    assert saved["tuning_seeds"] == [8, 9] and saved["reported_seeds"] == [3] and entry["code"] and saved["date"]
     runs = [json.loads(path.read_text()) for path in (folder / "tuning" / "runs").glob("*.json")]
     RAs = {(str(run["args"]["lr"]), str(run["seed"])): run["stats"]["RA"] for run in runs}
     assert len(RAs) == len(runs) == 4
@@ -236,8 +238,8 @@ def test_tuning(write, run_sweep, tmp_path):
 def test_the_choice(of_seeds, choice, write):
     path = write("--model online")
     commands_ = commands.read(path.read_text().splitlines(), path)
-    trials = tuning.Tuning(commands_, [{"lr": lr} for lr in of_seeds], [8, 9], "v1")
-    made = [experiment.prepare(command, "v1") for command in trials.commands()]
+    trials = tuning.Tuning(commands_, [{"lr": lr} for lr in of_seeds], [8, 9])
+    made = [experiment.prepare(command) for command in trials.commands()]
     outcomes = {}
     for it, value in zip(made, (value for values in of_seeds.values() for value in values), strict=True):
         outcome = Outcome("done", value) if isinstance(value, float) else Outcome(value, failure="so it is")

@@ -166,7 +166,9 @@ cdef class ShuffleDraws:
             free(order)
 
     def randint(self, Py_ssize_t n):
-        """random.randint(0, n)"""
+        """random.randint(0, n), for n below 2^32 - 1 (else ValueError)."""
+        if not 0 <= n < 0xFFFFFFFF:
+            raise ValueError(f"a number up to {n}: there may be 0 to 2^32 - 2")
         return self.below(<uint32_t> (n + 1))
 
     cdef uint32_t *order(self, Py_ssize_t n) except NULL:

@@ -1,11 +1,14 @@
-"""Memory, sparse vectors, and the slots of examples."""
+# Memory, sparse vectors and the slots of examples.
+
 
 cdef class Memory:
     """`n_bytes` of zeros, aligned to a cache line; pages that nobody writes take no room."""
     cdef void *whole
     cdef char *at
+    cdef Py_ssize_t n_bytes
 
-    def __cinit__(self, size_t n_bytes):
+    def __cinit__(self, Py_ssize_t n_bytes):
+        self.n_bytes = n_bytes
         self.whole = calloc(n_bytes + 64, 1)
         if self.whole == NULL:
             raise MemoryError(f"no room for {n_bytes} bytes")

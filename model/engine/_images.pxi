@@ -1,4 +1,5 @@
-"""Evaluation: the test images of all tasks, prepared once."""
+# Evaluation: the test images of all tasks, prepared once.
+
 
 cdef class TestImages:
     """Images in sparse form, prepared once and evaluated often, whatever map of their pixels a task sees.

@@ -10,7 +10,7 @@ What makes them fast is what they leave out, and what they read once for many:
     an input that is 0 (81 % of an MNIST image) or a unit that ReLU switched off is a row that nobody reads or writes.
   * The bias is one more row, whose input is always 1. So a layer is h[j] = sum_i x[i] rows[i, j] and nothing else, and a
     vector is the list of its non-zero entries, of which that 1 is the last (`Sparse`).
-  * Everything is one of the three row operations of _rows.pxi.
+  * Everything is one of the four row operations of _rows.pxi.
   * Examples come in groups of up to GROUP, which pass over the rows together.
 
 Every kernel runs without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
@@ -20,13 +20,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 include "_rows.pxi"
 include "_examples.pxi"
-
-cdef extern from *:
-    int lowest_bit "__builtin_ctzll"(uint64_t) nogil
 
 cdef enum:
     GROUP = 64                  # examples that pass over the rows together: the bits of a uint64_t
@@ -108,39 +107,6 @@ cdef inline void backward(const bint update, float *rows, Py_ssize_t width, cons
     dot_rows(update, rows, width, width, x.index, x.value, x.n - 1, delta, below)
     if update:
         add_to_rows(rows, width, width, x.index + x.n - 1, x.value + x.n - 1, 1, delta)
-
-
-cdef inline void add_users_tile(const int lines, const float *vectors, Py_ssize_t width, uint64_t users, const float *x,
-                                float *row) noexcept nogil:
-    cdef vec total[MOST]
-    cdef const vec *vector
-    cdef int c, b
-    for c in range(lines * VECS):
-        total[c] = (<vec *> row)[c]
-    while users:
-        b = lowest_bit(users)
-        users &= users - 1
-        vector = <const vec *> (vectors + b * width)
-        for c in range(lines * VECS):
-            total[c] = total[c] + x[b] * vector[c]
-    for c in range(lines * VECS):
-        (<vec *> row)[c] = total[c]
-
-
-cdef inline void add_users(const float *vectors, Py_ssize_t width, uint64_t users, const float *x, float *row) noexcept nogil:
-    """row[:width] += sum_b x[b] vectors[b, :width] over the b whose bit is set in users."""
-    cdef Py_ssize_t lines, j = 0
-    while j < width:
-        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
-        if lines == 8: add_users_tile(8, vectors + j, width, users, x, row + j)
-        elif lines == 7: add_users_tile(7, vectors + j, width, users, x, row + j)
-        elif lines == 6: add_users_tile(6, vectors + j, width, users, x, row + j)
-        elif lines == 5: add_users_tile(5, vectors + j, width, users, x, row + j)
-        elif lines == 4: add_users_tile(4, vectors + j, width, users, x, row + j)
-        elif lines == 3: add_users_tile(3, vectors + j, width, users, x, row + j)
-        elif lines == 2: add_users_tile(2, vectors + j, width, users, x, row + j)
-        else: add_users_tile(1, vectors + j, width, users, x, row + j)
-        j += lines * LINE
 
 
 cdef class Transpose:
@@ -225,8 +191,8 @@ cdef class MLP:
     cdef float *pull
     cdef uint8_t *anchored
     cdef double anchor_constant     # sum of s F theta*^2
-    cdef Memory net_memory, anchor_memory
-    cdef list batch_memory
+    cdef Memory net_memory, anchor_memory, gradient_memory
+    cdef list batch_memory, helpers
 
     def __init__(self, heads, layers, float lr):
         shapes = [np.shape(W) for W, b in (*heads, *layers)]
@@ -238,7 +204,7 @@ cdef class MLP:
         self.lr = lr
         self.n_heads, self.n_layers, self.n_levels = len(heads), len(shapes), 1 + len(layers)
         self.n_inputs, self.n_outputs = shapes[0][1], shapes[-1][0]
-        self.frames, self.batch_memory = [], []
+        self.frames, self.helpers = [], []
         self.lay_out(shapes)
         self.set_weights(heads, layers)
 
@@ -333,6 +299,10 @@ cdef class MLP:
         """Take over these weights; the shapes are those at construction (ValueError)."""
         if len(heads) != self.n_heads or len(heads) + len(layers) != self.n_layers:
             raise ValueError(f"{len(heads)} + {len(layers)} layers for {self.n_heads} + {self.n_levels - 1}")
+        for l, (W, b) in enumerate((*heads, *layers)):
+            wanted = (self.layer[l].n_out, self.layer[l].n_in), (self.layer[l].n_out,)
+            if (np.shape(W), np.shape(b)) != wanted:
+                raise ValueError(f"layer {l}: weights {np.shape(W)} and biases {np.shape(b)} for {wanted[0]} and {wanted[1]}")
         self.touch_all()
         memset(self.w, 0, self.n_weights * sizeof(float))
         for l, (W, b) in enumerate((*heads, *layers)):
@@ -521,8 +491,8 @@ cdef class MLP:
                 if self.transpose.users[i]:
                     if self.depth and target == self.w:
                         self.touch(layer.first + i)
-                    add_users(delta, layer.width, self.transpose.users[i], self.transpose.value + i * GROUP,
-                              rows + i * layer.width)
+                    add_users(delta, layer.width, layer.width, self.transpose.users[i],
+                              self.transpose.value + i * GROUP, rows + i * layer.width)
                     self.transpose.users[i] = 0
 
     # -- Steps
@@ -624,9 +594,24 @@ cdef class MLP:
                 b += m
         self.loss /= n
 
-    def task_gradients(self, Examples examples, list_of_slots):
-        """TaskGradients of the mean CE on each of these lists of slots; raises ValueError if one is empty."""
-        return TaskGradients(self, examples, list_of_slots)
+    def task_gradients(self, Examples examples, list_of_slots, Py_ssize_t threads=1):
+        """TaskGradients of the mean CE on each of these lists of slots (none empty: ValueError), computed by so many threads.
+
+        They share memory that the net keeps: the next call overwrites what an earlier one returned.
+        """
+        return TaskGradients(self, examples, list_of_slots, threads)
+
+    cdef MLP helper(self, Py_ssize_t number):
+        """A net with these weights, not a copy of them, that has a batch at work of its own: for another thread."""
+        if number < len(self.helpers):
+            return self.helpers[number]
+        cdef MLP other = MLP.__new__(MLP)
+        other.lr, other.n_heads, other.n_levels, other.n_layers = self.lr, self.n_heads, self.n_levels, self.n_layers
+        other.n_inputs, other.n_outputs = self.n_inputs, self.n_outputs
+        other.lay_out([(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)])
+        other.w = self.w
+        self.helpers.append(other)
+        return other
 
     # -- Anchors
 
@@ -718,16 +703,37 @@ cdef class TaskGradients:
     cdef int32_t *number            # 0..K - 1
     cdef readonly Py_ssize_t n_tasks
 
-    def __init__(self, MLP net, Examples examples, list_of_slots):
-        cdef Py_ssize_t k
+    def __init__(self, MLP net, Examples examples, list_of_slots, Py_ssize_t threads):
+        cdef Py_ssize_t k, n_bytes
         self.net, self.n_tasks = net, len(list_of_slots)
-        self.memory = Memory(self.n_tasks * net.n_weights * sizeof(float))
+        n_bytes = self.n_tasks * net.n_weights * sizeof(float)
+        if net.gradient_memory is None or net.gradient_memory.n_bytes < n_bytes:
+            net.gradient_memory = Memory(n_bytes)
+        self.memory = net.gradient_memory
         self.G = <float *> self.memory.at
         self.number_memory = Memory(self.n_tasks * sizeof(int32_t))
         self.number = <int32_t *> self.number_memory.at
         for k in range(self.n_tasks):
             self.number[k] = <int32_t> k
-            net.batch_gradient(examples, list_of_slots[k], self.G + k * net.n_weights)
+        threads = max(1, min(threads, self.n_tasks))
+        if threads == 1:
+            self.fill(net, examples, list_of_slots, 0, 1)
+            return
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(self.fill, net.helper(first - 1), examples, list_of_slots, first, threads)
+                      for first in range(1, threads)]
+            self.fill(net, examples, list_of_slots, 0, threads)
+        for other in others:
+            other.result()
+
+    def fill(self, MLP net, Examples examples, list_of_slots, Py_ssize_t first, Py_ssize_t step):
+        """Compute the gradients number first, first + step, ..."""
+        cdef Py_ssize_t k
+        cdef float *g
+        for k in range(first, self.n_tasks, step):
+            g = self.G + k * self.net.n_weights
+            memset(g, 0, self.net.n_weights * sizeof(float))
+            net.batch_gradient(examples, list_of_slots[k], g)
 
     cdef void products(self, Py_ssize_t n, const float *g, float *part, double *sum) noexcept nogil:
         """sum[k] = g_k . g for k < n; part: room for n floats.  O(n n_weights)"""

@@ -1,15 +1,15 @@
-"""Row operations, on which everything rests: what to do with the rows that a list names, and a vector of their length.
-
-    add_rows     sum += sum_k value[k] rows[index[k]]                                  the forward pass, and batch updates
-    add_to_rows  rows[index[k]] += value[k] vector                                     the update for one example
-    dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  the backward pass
-
-Each costs O(n width) for a list of n entries. `width` is a multiple of LINE, and rows lie `stride` floats apart.
-
-The vector stays in the CPU's registers while the rows pass by, so that a row costs one reading (and one writing). It is
-cut in tiles of at most TILE lines, as many as there are registers; a `..._tile` function is called with a constant number
-of lines only, for which the compiler unrolls it.
-"""
+# Row operations, on which everything rests: what to do with the rows that a list names, and a vector of their length.
+#
+#     add_rows     vector += sum_k value[k] rows[index[k]]                               forward pass, for one example
+#     add_users    the same for the rows whose bit is set in a word                      update, for a group of examples
+#     add_to_rows  rows[index[k]] += value[k] vector                                     update, for one example
+#     dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  backward pass (and update)
+#
+# Each costs O(n width) for n rows. `width` is a multiple of LINE; rows lie `stride` floats apart.
+#
+# The vector stays in the CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where
+# it is too long for that it is cut in tiles of at most TILE lines. A `..._tile` function is only called with a constant
+# number of lines: the compiler makes a copy of it for each, unrolled.
 
 cdef extern from *:
     """
@@ -38,6 +38,7 @@ cdef extern from *:
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
     """
+    int lowest_bit "__builtin_ctzll"(uint64_t) nogil
     ctypedef float vec          # to Cython a number like any other; the C compiler knows better
     const int TILE, VECS
     float sum_of(vec) nogil
@@ -49,39 +50,73 @@ cdef enum:
 
 
 cdef inline Py_ssize_t add_rows_tile(const int lines, const float *rows, Py_ssize_t stride, const int32_t *index,
-                                     const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
+                                     const float *value, Py_ssize_t n, int32_t end, float *vector) noexcept nogil:
     cdef vec total[MOST]
     cdef const vec *row
     cdef Py_ssize_t k = 0
     cdef int c
     for c in range(lines * VECS):
-        total[c] = (<vec *> sum)[c]
+        total[c] = (<vec *> vector)[c]
     while k < n and index[k] < end:
         row = <const vec *> (rows + index[k] * stride)
         for c in range(lines * VECS):
             total[c] = total[c] + value[k] * row[c]
         k += 1
     for c in range(lines * VECS):
-        (<vec *> sum)[c] = total[c]
+        (<vec *> vector)[c] = total[c]
     return k
 
 
 cdef inline Py_ssize_t add_rows(const float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
-                                const float *value, Py_ssize_t n, int32_t end, float *sum) noexcept nogil:
-    """sum[:width] += sum_k value[k] rows[index[k], :width] over k < n as long as index[k] < end; returns how many k."""
+                                const float *value, Py_ssize_t n, int32_t end, float *vector) noexcept nogil:
+    """vector[:width] += sum_k value[k] rows[index[k], :width] over k < n as long as index[k] < end; returns how many k."""
     cdef Py_ssize_t lines, j = 0, k = 0
     while j < width:
         lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
-        if lines == 8: k = add_rows_tile(8, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 7: k = add_rows_tile(7, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 6: k = add_rows_tile(6, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 5: k = add_rows_tile(5, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 4: k = add_rows_tile(4, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 3: k = add_rows_tile(3, rows + j, stride, index, value, n, end, sum + j)
-        elif lines == 2: k = add_rows_tile(2, rows + j, stride, index, value, n, end, sum + j)
-        else: k = add_rows_tile(1, rows + j, stride, index, value, n, end, sum + j)
+        if lines == 8: k = add_rows_tile(8, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 7: k = add_rows_tile(7, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 6: k = add_rows_tile(6, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 5: k = add_rows_tile(5, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 4: k = add_rows_tile(4, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 3: k = add_rows_tile(3, rows + j, stride, index, value, n, end, vector + j)
+        elif lines == 2: k = add_rows_tile(2, rows + j, stride, index, value, n, end, vector + j)
+        else: k = add_rows_tile(1, rows + j, stride, index, value, n, end, vector + j)
         j += lines * LINE
     return k
+
+
+cdef inline void add_users_tile(const int lines, const float *rows, Py_ssize_t stride, uint64_t users, const float *value,
+                                float *vector) noexcept nogil:
+    cdef vec total[MOST]
+    cdef const vec *row
+    cdef int c, b
+    for c in range(lines * VECS):
+        total[c] = (<vec *> vector)[c]
+    while users:
+        b = lowest_bit(users)
+        users &= users - 1
+        row = <const vec *> (rows + b * stride)
+        for c in range(lines * VECS):
+            total[c] = total[c] + value[b] * row[c]
+    for c in range(lines * VECS):
+        (<vec *> vector)[c] = total[c]
+
+
+cdef inline void add_users(const float *rows, Py_ssize_t stride, Py_ssize_t width, uint64_t users, const float *value,
+                           float *vector) noexcept nogil:
+    """vector[:width] += sum_b value[b] rows[b, :width] over the b whose bit is set in users."""
+    cdef Py_ssize_t lines, j = 0
+    while j < width:
+        lines = min(<Py_ssize_t> TILE, (width - j) // LINE)
+        if lines == 8: add_users_tile(8, rows + j, stride, users, value, vector + j)
+        elif lines == 7: add_users_tile(7, rows + j, stride, users, value, vector + j)
+        elif lines == 6: add_users_tile(6, rows + j, stride, users, value, vector + j)
+        elif lines == 5: add_users_tile(5, rows + j, stride, users, value, vector + j)
+        elif lines == 4: add_users_tile(4, rows + j, stride, users, value, vector + j)
+        elif lines == 3: add_users_tile(3, rows + j, stride, users, value, vector + j)
+        elif lines == 2: add_users_tile(2, rows + j, stride, users, value, vector + j)
+        else: add_users_tile(1, rows + j, stride, users, value, vector + j)
+        j += lines * LINE
 
 
 cdef inline void add_to_rows_tile(const int lines, float *rows, Py_ssize_t stride, const int32_t *index,

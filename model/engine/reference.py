@@ -165,6 +165,9 @@ class ReferenceNetwork(base.Network):
     def load_state(self, state):
         self.load_state_dict(state["weights"])
         parts = [[part.to(self.engine.device) for part in parts] for parts in state["anchors"]]
+        shapes = [p.shape for p in self.parameters]
+        if any([value.shape for value in values] != shapes for values in parts):
+            raise ValueError("its anchors have not the shapes of the weights")
         self._anchors = list(zip(parts[::2], parts[1::2], strict=True))
 
 
