@@ -174,6 +174,7 @@ def peak_memory():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@cache
 def versions():
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "quadprog"):

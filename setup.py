@@ -1,12 +1,14 @@
 """Builds the compiled engine in place: `python setup.py build_ext --inplace`. Needs Cython and a C compiler.
 
-Without them the program runs on the reference engine, so a build that fails says so in one line and is no error.
+Without them the program runs on the reference engine: a build that fails says so in one line and is no error.
 The kernels are compiled once per generation of CPU (never -march=native); model/engine/_compiled.py picks one at run
 time.
 """
 
+import os
 import platform
 import sys
+import textwrap
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -14,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 # Sums may be reordered, which vectorising them needs; NaN and infinity keep their meaning (no -ffinite-math-only).
 FLAGS = [
     "-O3",
+    "-g0",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",
@@ -34,49 +37,63 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ]
 
 
+def say(what):
+    """One line to the user."""
+    print(
+        f"{what}; with a C compiler and Cython 3, `python setup.py build_ext --inplace` builds the native engine, "
+        "without it the reference engine is used",
+        file=sys.stderr,
+    )
+
+
 class BuildOrSay(build_ext):
-    """build_ext that tells in one line what it could not build."""
+    """build_ext that builds what it can, on all cores, and says what it could not build."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def run(self):
-        try:
-            super().run()
-        except Exception as error:
-            self.say(error)
+        self.failed = {}  # name of an extension: the reason
+        super().run()
+        if self.failed:
+            names = ", ".join(sorted(name.rpartition(".")[2] for name in self.failed))
+            say(f"not built: {names} ({next(iter(self.failed.values()))})")
 
     def build_extension(self, extension):
         try:
             super().build_extension(extension)
-        except Exception as error:
-            self.say(f"{extension.name}: {error}")
+        except Exception as error:  # whatever a compiler may do
+            self.failed[extension.name] = textwrap.shorten(str(error) or type(error).__name__, 100)
 
-    def say(self, what):
-        reason = str(what).strip().splitlines()[0]
-        print(
-            f"native engine not built ({reason}): install a C compiler and Cython, then run "
-            "`python setup.py build_ext --inplace`; until then the reference engine is used",
-            file=sys.stderr,
-        )
+    def copy_extensions_to_source(self):
+        self.extensions = [extension for extension in self.extensions if extension.name not in self.failed]
+        super().copy_extensions_to_source()
 
 
 def extensions():
     """One extension for the draws, one per variant of the kernels; none without Cython."""
     try:
+        from Cython import __version__
         from Cython.Build import cythonize
     except ImportError:
-        BuildOrSay.say(None, "no Cython")
+        say("not built: Cython is missing")
         return []
-    found = cythonize(
-        [Extension("model.engine._draws", ["model/engine/_draws.pyx"], extra_compile_args=FLAGS)],
-        build_dir="build/cython",
-        quiet=True,
-    )
+    if int(__version__.split(".")[0]) < 3:
+        say(f"not built: Cython is {__version__}")
+        return []
+    sources = {"model.engine._draws": ("_draws", "", [])}
     for name, flags in VARIANTS.items():
-        found += cythonize(
-            [Extension(f"model.engine._mlp_{name}", ["model/engine/_mlp.pyx"], extra_compile_args=FLAGS + flags)],
-            build_dir=f"build/cython/{name}",
+        sources[f"model.engine._mlp_{name}"] = ("_mlp", name, flags)
+    return [
+        extension
+        for module, (source, folder, flags) in sources.items()
+        for extension in cythonize(
+            [Extension(module, [f"model/engine/{source}.pyx"], extra_compile_args=FLAGS + flags)],
+            build_dir=f"build/cython/{folder}",
             quiet=True,
         )
-    return found
+    ]
 
 
 setup(name="mer", packages=[], py_modules=[], ext_modules=extensions(), cmdclass={"build_ext": BuildOrSay})

@@ -31,6 +31,10 @@ def load(name):
         raise UserError(
             f"unknown model {name!r}; choose from {', '.join(candidates())}, or add model/{name}.py with a class Net"
         )
+    return _import(name)
+
+
+def _import(name):
     try:
         return importlib.import_module(f"model.{name}").Net
     except (ImportError, SyntaxError, AttributeError, NameError) as error:
@@ -44,7 +48,7 @@ def load_all():
     learners = {}
     for name in candidates():
         try:
-            learners[name] = load(name)
+            learners[name] = _import(name)
         except UserError as error:
             warnings.warn(str(error), stacklevel=2)
     return learners

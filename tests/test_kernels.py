@@ -450,6 +450,17 @@ def test_gradients_of_no_tasks(kernels):
     assert np.array_equal(gradients.combine([], g), g)
 
 
+def test_threads_find_the_same_task_gradients(kernels):
+    s = Setting(kernels, 11)
+    lists = [s.batch(n) for n in (70, 1, 5, 64, 3)]
+    for threads in (2, 3, 9):  # each time after a step, which all threads see
+        s.net.sgd_batch(s.examples, s.batch(5))
+        wanted = s.net.task_gradients(s.examples, lists).gram()
+        assert np.array_equal(s.net.task_gradients(s.examples, lists, threads).gram(), wanted)
+    with pytest.raises(ValueError, match="no examples"):
+        s.net.task_gradients(s.examples, [[1], []], 2)
+
+
 def test_descend_follows_a_flat_gradient(kernels):
     for case in (0, 2, 7):
         s = Setting(kernels, case)

@@ -31,6 +31,7 @@ cdef enum:
     GROUP = 64                  # examples that pass over the rows together: the bits of a uint64_t
     FEW = 4                     # fewer than that go one by one
     CACHED = 49152              # bytes of rows that a group passes over at a time
+    STRETCH = 1024              # numbers of a gradient that are summed in float before they are in double
 
 
 # ---- Layers
@@ -735,37 +736,41 @@ cdef class TaskGradients:
             memset(g, 0, self.net.n_weights * sizeof(float))
             net.batch_gradient(examples, list_of_slots[k], g)
 
-    cdef void products(self, Py_ssize_t n, const float *g, float *part, double *sum) noexcept nogil:
-        """sum[k] = g_k . g for k < n; part: room for n floats.  O(n n_weights)"""
-        cdef Py_ssize_t start, k
+    cdef void add_products(self, Py_ssize_t n, Py_ssize_t start, const float *g, float *part, double *sum) noexcept nogil:
+        """sum[k] += the part of g_k . g from number `start` on, for k < n; part: room for n floats.  O(n STRETCH)"""
+        cdef Py_ssize_t k
         cdef Py_ssize_t size = self.net.n_weights
-        memset(sum, 0, n * sizeof(double))
-        for start in range(0, size, 2048):
-            memset(part, 0, n * sizeof(float))
-            dot_rows(False, self.G + start, size, min(2048, size - start), self.number, NULL, n, g + start, part)
-            for k in range(n):
-                sum[k] += part[k]
+        memset(part, 0, n * sizeof(float))
+        dot_rows(False, self.G + start, size, min(<Py_ssize_t> STRETCH, size - start), self.number, NULL, n, g + start, part)
+        for k in range(n):
+            sum[k] += part[k]
 
     def dot(self, const float[::1] flat_g):
-        """G g, that is g_k . g for every k: float64 (K,)."""
+        """G g, that is g_k . g for every k: float64 (K,).  O(K n_parameters)"""
         cdef float *g = self.net.from_flat(flat_g)
         cdef Memory part = Memory(self.n_tasks * sizeof(float))
-        products = np.empty(self.n_tasks)
+        products = np.zeros(self.n_tasks)
         cdef double[::1] p = products
+        cdef Py_ssize_t start = 0
         if self.n_tasks:
             with nogil:
-                self.products(self.n_tasks, g, <float *> part.at, &p[0])
+                while start < self.net.n_weights:
+                    self.add_products(self.n_tasks, start, g, <float *> part.at, &p[0])
+                    start += STRETCH
         return products
 
     def gram(self):
-        """G G^T: float64 (K, K)."""
+        """G G^T: float64 (K, K).  O(K^2 n_parameters)"""
         cdef Memory part = Memory(self.n_tasks * sizeof(float))
-        gram = np.empty((self.n_tasks, self.n_tasks))
+        gram = np.zeros((self.n_tasks, self.n_tasks))
         cdef double[:, ::1] p = gram
-        cdef Py_ssize_t k, l
+        cdef Py_ssize_t start = 0, k, l
         with nogil:
+            while start < self.net.n_weights:       # stretch by stretch, so that those of all gradients stay in the cache
+                for k in range(self.n_tasks):
+                    self.add_products(k + 1, start, self.G + k * self.net.n_weights, <float *> part.at, &p[k, 0])
+                start += STRETCH
             for k in range(self.n_tasks):
-                self.products(k + 1, self.G + k * self.net.n_weights, <float *> part.at, &p[k, 0])
                 for l in range(k):
                     p[l, k] = p[k, l]
         return gram
