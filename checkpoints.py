@@ -39,9 +39,8 @@ def load(path):
             raise ValueError("its name is no name of a file")
         if not all(isinstance(value, float) and 0 <= value < 1e12 for value in content["seconds"].values()):
             raise ValueError("its seconds are no numbers")
-        if not packed.are_plain(content["flags"] | content["maker"]) or not isinstance(
-            content["flags"]["threads"], int
-        ):
+        flags = content["flags"]
+        if not packed.are_plain(flags | content["maker"]) or not isinstance(flags.get("threads"), int):
             raise ValueError("its flags are none")
     except FileNotFoundError as error:
         raise UserError(f"--resume {path}: no such file; give a {ENDING} file of a run that was stopped") from error

@@ -41,5 +41,7 @@ class Net(Learner):
 
     def load_state(self, state):
         super().load_state(state)
-        if not set(self.kept) <= set(state["parts"]["examples"]["slots"]):
-            raise ValueError("it keeps examples that are not there")
+        self.kept = [int(slot) for slot in self.kept]
+        there = set(self.kept) <= set(state["parts"]["examples"]["slots"])
+        if not there or not isinstance(self.current_task, int | None):
+            raise ValueError("it keeps examples that are not there, or of no task")

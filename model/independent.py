@@ -40,5 +40,6 @@ class Net(Learner):
 
     def load_state(self, state):
         super().load_state(state)
+        self.active = int(self.active)
         if self.active not in range(self.n_tasks):
             raise ValueError(f"its task is {self.active}, of {self.n_tasks}")

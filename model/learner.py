@@ -114,7 +114,8 @@ class Learner(ABC):
         """How many examples a state keeps, besides the latest minibatch. Raises ValueError where it cannot be ours."""
         first, n_kept = self.first_free_slot, sum(slot >= self.first_free_slot for slot in slots)
         latest = len(slots) - n_kept
-        if slots != [*range(latest), *range(first, first + n_kept)] or not latest <= first:
+        places = [*range(latest), *range(first, first + n_kept)]
+        if latest > first or slots != places or not all(isinstance(slot, int) for slot in slots):
             raise ValueError("its examples are not where examples are")
         if not x.shape == (len(slots), self.n_inputs) or not t.shape == y.shape == (len(slots),):
             raise ValueError(f"its examples are not {len(slots)} of {self.n_inputs} inputs")

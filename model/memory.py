@@ -108,9 +108,10 @@ class Reservoir:
         return {"size": self.size, "n_seen": self.n_seen}
 
     def load_state(self, state):
-        if not 0 <= state["size"] <= min(state["n_seen"], self.capacity) or state["n_seen"] > MOST_SEEN:
-            raise ValueError(f"{state['size']} memories of {state['n_seen']} in a reservoir of {self.capacity}")
-        self.size, self.n_seen = state["size"], state["n_seen"]
+        size, n_seen = int(state["size"]), int(state["n_seen"])
+        if not 0 <= size <= min(n_seen, self.capacity) or n_seen > MOST_SEEN:
+            raise ValueError(f"{size} memories of {n_seen} in a reservoir of {self.capacity}")
+        self.size, self.n_seen = size, n_seen
 
 
 class TaskRings:
@@ -144,12 +145,10 @@ class TaskRings:
         return {"pointer": self.pointer, "written": [[t, sorted(slots.items())] for t, slots in self.written.items()]}
 
     def load_state(self, state):
-        written = {t: dict(slots) for t, slots in state["written"]}
-        if not all(isinstance(t, int) for t in written):
-            raise ValueError("tasks are numbers")
-        known = sorted(slot for slots in written.values() for slot in slots.values())
+        written = {int(t): {int(place): int(slot) for place, slot in slots} for t, slots in state["written"]}
+        pointer, known = int(state["pointer"]), sorted(slot for slots in written.values() for slot in slots.values())
         if known != list(range(self.first_slot, self.first_slot + len(known))):
             raise ValueError("the memories are not where memories are")
-        if not all(place in range(self.per_task) for slots in written.values() for place in [*slots, state["pointer"]]):
+        if not all(place in range(self.per_task) for slots in written.values() for place in [*slots, pointer]):
             raise ValueError(f"places outside of rings of {self.per_task}")
-        self.pointer, self.size, self.written = state["pointer"], len(known), written
+        self.pointer, self.size, self.written = pointer, len(known), written

@@ -1,5 +1,6 @@
 """Runs of main.py for the tests of stopping, resuming and failing: tiny tasks, quick flags, all that a run leaves."""
 
+import faulthandler
 import glob
 import gzip
 import json
@@ -124,7 +125,7 @@ def a_signal(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def start_child(function, output, seconds=300, more_memory=1 << 33):
+def start_child(function, output, seconds=120, more_memory=1 << 33):
     """Calls the function in a process of its own, with so much more memory than this one has, for so long.
 
     It ends with the code that the function or SystemExit gives. Its output goes to a file. Returns its number.
@@ -146,6 +147,7 @@ def in_child(function, more_memory=1 << 33):
         child, before = start_child(function, output.name, more_memory=more_memory), memory_of_this_process()[1]
         _, status, usage = os.wait4(child, 0)
         text = output.read().decode(errors="replace")
+    assert "Timeout (" not in text, text  # and where it hung
     peak = usage.ru_maxrss * 1024 - before
     return SimpleNamespace(code=os.waitstatus_to_exitcode(status), text=text, peak=peak)
 
@@ -164,10 +166,11 @@ def _be_child(function, output, seconds, more_memory):
             os.dup2(output, number)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
-        for number in (signal.SIGALRM, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.alarm(seconds)
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda n: None  # the threads of OpenMP, if there are any, do not outlive a fork
         resource.setrlimit(resource.RLIMIT_AS, (memory_of_this_process()[0] + more_memory,) * 2)
         code = function()
     except SystemExit as exit:
