@@ -83,7 +83,7 @@ class Evaluator:
         ours = isinstance(learner, Learner) and type(learner).forward is Learner.forward
         if ours and learner.engine.overlaps:
             nets = [learner.network_of(first_task + t) for t in range(len(self.tasks))]
-            snapshots = {net: net.snapshot() for net in nets}
+            snapshots = {net: net.snapshot() for net in set(nets)}  # one net may serve all tasks
             counts = [
                 partial(snapshots[net].hits, task.test, first_task + t, n_scored(len(task.test)))
                 for t, (net, task) in enumerate(zip(nets, self.tasks, strict=True))

@@ -116,6 +116,8 @@ cdef class Examples:
     def put_many(self, Py_ssize_t first_slot, const float[:, ::1] x, int64_t t, ys):
         """Fill the slots from first_slot on with the rows of x (B, D), all of task t, and the labels ys (B)."""
         cdef Py_ssize_t b
+        if len(ys) != x.shape[0]:
+            raise ValueError(f"{len(ys)} labels for {x.shape[0]} examples")
         for b in range(x.shape[0]):
             self.put(first_slot + b, x[b], t, ys[b])
 

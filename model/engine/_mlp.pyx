@@ -312,14 +312,29 @@ cdef class MLP:
 
     def copy_from(self, MLP other):
         """Take over the weights of a net of the same shape (ValueError)."""
-        if [other.layer[l] for l in range(other.n_layers)] != [self.layer[l] for l in range(self.n_layers)]:
+        if other.n_heads != self.n_heads or other.shapes() != self.shapes():
             raise ValueError("the nets differ in shape")
         self.touch_all()
         memcpy(self.w, other.w, self.n_weights * sizeof(float))
 
     def snapshot(self):
         """An independent copy of the net's weights, to be evaluated while the net learns on."""
-        return MLP(*self.weights(), self.lr)
+        cdef MLP other = self.alike()
+        memcpy(other.w, self.w, self.n_weights * sizeof(float))
+        return other
+
+    cdef MLP alike(self):
+        """A net of the same shape and learning rate, all of whose weights are 0."""
+        cdef MLP other = MLP.__new__(MLP)
+        other.lr, other.n_heads, other.n_levels, other.n_layers = self.lr, self.n_heads, self.n_levels, self.n_layers
+        other.n_inputs, other.n_outputs = self.n_inputs, self.n_outputs
+        other.frames, other.helpers = [], []
+        other.lay_out(self.shapes())
+        return other
+
+    cdef list shapes(self):
+        """[(outputs, inputs)] of all layers."""
+        return [(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)]
 
     def all_finite(self):
         """Whether every weight is finite."""
@@ -606,10 +621,7 @@ cdef class MLP:
         """A net with these weights, not a copy of them, that has a batch at work of its own: for another thread."""
         if number < len(self.helpers):
             return self.helpers[number]
-        cdef MLP other = MLP.__new__(MLP)
-        other.lr, other.n_heads, other.n_levels, other.n_layers = self.lr, self.n_heads, self.n_levels, self.n_layers
-        other.n_inputs, other.n_outputs = self.n_inputs, self.n_outputs
-        other.lay_out([(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)])
+        cdef MLP other = self.alike()
         other.w = self.w
         self.helpers.append(other)
         return other
@@ -642,6 +654,9 @@ cdef class MLP:
         if anchors is None:
             self.anchored = NULL
             return
+        for values in anchors[:2]:
+            if len(values) != self.n_parameters:
+                raise ValueError(f"{len(values)} numbers for {self.n_parameters} parameters")
         self.make_anchors()
         memcpy(self.stiffness, self.from_flat(anchors[0]), self.n_weights * sizeof(float))
         memcpy(self.pull, self.from_flat(anchors[1]), self.n_weights * sizeof(float))
