@@ -2,7 +2,7 @@
 
     steps        one SGD step of every learner, and one example at the paper's settings
     evaluation   one test image
-    tasks        GEM and EWC with many past tasks
+    tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
 
 Prints a table and writes it to results/bench/<date>.json. Times are medians of several stretches; the two engines take
@@ -37,12 +37,12 @@ ROTATIONS = "mnist_rotations.pt"
 MANY = "mnist_manypermutations.pt"
 
 
-def make_experience(tasks, flags, engine):
-    """The Experience of a learner on an engine, nothing learned yet."""
-    line = f"{flags} --data_file {tasks.name} --engine {engine} --threads 1"
+def make_experience(tasks, flags, engine, threads=1):
+    """The Experience of a learner on an engine, nothing learned yet; threads 0: as many as a run takes by itself."""
+    line = f"{flags} --data_file {tasks.name} --engine {engine} --threads {threads}"
     args, learner_class, _ = settings.parse(line.split())
     settings.resolve_engine(args, learner_class, tasks)
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     return set_out(args, learner_class, tasks)
 
 
@@ -177,9 +177,9 @@ def bench_tasks(table):
                     experience.learner.observe(x, t, y)
             return experience
 
-        def gem(engine, last=last, n_memories=256):
+        def gem(engine, last=last, n_memories=256, threads=0):
             flags = f"--model gem --lr 0.01 --n_memories {n_memories} --memory_strength 0.5 --samples_per_task 10"
-            experience = make_experience(tasks, flags, engine)
+            experience = make_experience(tasks, flags, engine, threads)
             for t in range(last):
                 for x, _, y in examples(experience, t, n_memories):
                     learner = experience.learner
@@ -189,14 +189,20 @@ def bench_tasks(table):
         def measure(experience, last=last):
             return seconds_per_example(experience, last)
 
-        def gem_50(engine, make=gem):
+        def gem_51(engine, make=gem):
             return make(engine, n_memories=51)
 
-        label = f"{last} past tasks"
-        table.add(f"ewc, {label}: example", "us", *(1e6 * t for t in paired(ewc, measure).values()))
-        table.add(f"gem, 51 memories, {label}: example", "us", *(1e6 * t for t in paired(gem_50, measure).values()))
+        def gem_alone(engine, make=gem):
+            return make(engine, threads=1)
+
+        def compare(what, make, measure=measure, last=last):
+            table.add(f"{what}, {last} past tasks: example", "us", *(1e6 * t for t in paired(make, measure).values()))
+
+        compare("ewc", ewc)
+        compare("gem, 51 memories", gem_51)
         if last <= 20:
-            table.add(f"gem, 256 memories, {label}: example", "us", *(1e6 * t for t in paired(gem, measure).values()))
+            compare("gem, 256 memories", gem)
+            compare("gem, 256 memories, one thread", gem_alone)
 
 
 def whole_run(flags):

@@ -125,9 +125,12 @@ class TaskRings:
         self.examples, self.first_slot, self.per_task = examples, first_slot, per_task
         self.pointer = self.size = 0
         self.written = {}  # task -> {place: slot}; the tasks in order of appearance, the slots in order of writing
+        self._past = None, []  # the latest past(t), which stays while t is learned
 
     def remember(self, batch, t):
         """Writes the batch to t's ring, cut at the ring's end; there the pointer returns to 0."""
+        if t != self._past[0]:
+            self._past = None, []
         slots = self.written.setdefault(t, {})
         for example in batch[: self.per_task - self.pointer]:
             if self.pointer not in slots:
@@ -139,7 +142,9 @@ class TaskRings:
 
     def past(self, t):
         """For each task before t, in order of appearance: the slots of its memories."""
-        return [[slots[place] for place in sorted(slots)] for k, slots in self.written.items() if k != t]
+        if t != self._past[0]:
+            self._past = t, [[slots[place] for place in sorted(slots)] for k, slots in self.written.items() if k != t]
+        return self._past[1]
 
     def state(self):
         return {"pointer": self.pointer, "written": [[t, sorted(slots.items())] for t, slots in self.written.items()]}
@@ -151,4 +156,4 @@ class TaskRings:
             raise ValueError("the memories are not where memories are")
         if not all(place in range(self.per_task) for slots in written.values() for place in [*slots, pointer]):
             raise ValueError(f"places outside of rings of {self.per_task}")
-        self.pointer, self.size, self.written = pointer, len(known), written
+        self.pointer, self.size, self.written, self._past = pointer, len(known), written, (None, [])

@@ -5,6 +5,7 @@ B examples of a batch, D inputs, H hidden units, C outputs, P pixels
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -452,13 +453,14 @@ def test_gradients_of_no_tasks(kernels):
 
 def test_threads_find_the_same_task_gradients(kernels):
     s = Setting(kernels, 11)
-    lists = [s.batch(n) for n in (70, 1, 5, 64, 3)]
-    for threads in (2, 3, 9):  # each time after a step, which all threads see
-        s.net.sgd_batch(s.examples, s.batch(5))
-        wanted = s.net.task_gradients(s.examples, lists).gram()
-        assert np.array_equal(s.net.task_gradients(s.examples, lists, threads).gram(), wanted)
-    with pytest.raises(ValueError, match="no examples"):
-        s.net.task_gradients(s.examples, [[1], []], 2)
+    lists = [s.batch(n) for n in (200, 1, 5, 164, 300)]
+    with ThreadPoolExecutor(4) as pool:
+        for threads in (2, 3, 9):  # each time after a step, which all threads see
+            s.net.sgd_batch(s.examples, s.batch(5))
+            wanted = s.net.task_gradients(s.examples, lists).gram()
+            assert np.array_equal(s.net.task_gradients(s.examples, lists, pool, threads).gram(), wanted)
+        with pytest.raises(ValueError, match="no examples"):
+            s.net.task_gradients(s.examples, [*lists, []], pool, 2)
 
 
 def test_descend_follows_a_flat_gradient(kernels):

@@ -31,7 +31,7 @@ def create(args):
     if args.engine == "native":
         from model.engine.native import NativeEngine
 
-        return NativeEngine(make_draws(args))
+        return NativeEngine(make_draws(args), args.threads)
     return ReferenceEngine(make_draws(args), "cuda" if args.cuda else "cpu")
 
 

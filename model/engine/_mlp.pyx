@@ -20,7 +20,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 
 import numpy as np
 
@@ -31,6 +31,7 @@ cdef enum:
     GROUP = 64                  # examples that pass over the rows together: the bits of a uint64_t
     FEW = 4                     # fewer than that go one by one
     CACHED = 49152              # bytes of rows that a group passes over at a time
+    WORTH_A_THREAD = 64         # examples whose gradients take longer than it takes to wake another thread
     STRETCH = 1024              # numbers of a gradient that are summed in float before they are in double
 
 
@@ -610,12 +611,13 @@ cdef class MLP:
                 b += m
         self.loss /= n
 
-    def task_gradients(self, Examples examples, list_of_slots, Py_ssize_t threads=1):
-        """TaskGradients of the mean CE on each of these lists of slots (none empty: ValueError), computed by so many threads.
+    def task_gradients(self, Examples examples, list_of_slots, pool=None, Py_ssize_t threads=1):
+        """TaskGradients of the mean CE on each of these lists of slots (none empty: ValueError).
 
+        With a pool (concurrent.futures), that many of its threads compute them; the results are the same.
         They share memory that the net keeps: the next call overwrites what an earlier one returned.
         """
-        return TaskGradients(self, examples, list_of_slots, threads)
+        return TaskGradients(self, examples, list_of_slots, pool, threads)
 
     cdef MLP helper(self, Py_ssize_t number):
         """A net with these weights, not a copy of them, that has a batch at work of its own: for another thread."""
@@ -719,7 +721,7 @@ cdef class TaskGradients:
     cdef int32_t *number            # 0..K - 1
     cdef readonly Py_ssize_t n_tasks
 
-    def __init__(self, MLP net, Examples examples, list_of_slots, Py_ssize_t threads):
+    def __init__(self, MLP net, Examples examples, list_of_slots, pool, Py_ssize_t threads):
         cdef Py_ssize_t k, n_bytes
         self.net, self.n_tasks = net, len(list_of_slots)
         n_bytes = self.n_tasks * net.n_weights * sizeof(float)
@@ -731,14 +733,16 @@ cdef class TaskGradients:
         self.number = <int32_t *> self.number_memory.at
         for k in range(self.n_tasks):
             self.number[k] = <int32_t> k
-        threads = max(1, min(threads, self.n_tasks))
-        if threads == 1:
+        threads = min(threads, self.n_tasks, sum([len(slots) for slots in list_of_slots]) // WORTH_A_THREAD)
+        if pool is None or threads < 2:
             self.fill(net, examples, list_of_slots, 0, 1)
             return
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(self.fill, net.helper(first - 1), examples, list_of_slots, first, threads)
-                      for first in range(1, threads)]
+        others = [pool.submit(self.fill, net.helper(first - 1), examples, list_of_slots, first, threads)
+                  for first in range(1, threads)]
+        try:
             self.fill(net, examples, list_of_slots, 0, threads)
+        finally:
+            wait(others)
         for other in others:
             other.result()
 

@@ -5,6 +5,7 @@ is left out, EWC's penalty over all past tasks is kept as two sums.
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,13 +16,17 @@ from model.engine import _compiled, base
 
 
 class NativeEngine(base.Engine):
-    """Runs networks.MLP and networks.TaskInputMLP; their snapshots may be evaluated while training goes on."""
+    """Runs networks.MLP and networks.TaskInputMLP; their snapshots may be evaluated while training goes on.
+
+    A step takes one thread; the gradients of many past tasks are shared out over `threads`.
+    """
 
     name = "native"
     overlaps = True
 
-    def __init__(self, draws):
-        self.draws, self._loss = draws, 0.0
+    def __init__(self, draws, threads=1):
+        self.draws, self.threads, self._loss = draws, threads, 0.0
+        self.pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="gradients") if threads > 1 else None
         self._images, self._lock = {}, threading.Lock()
 
     def examples(self, n_inputs):
@@ -132,7 +137,10 @@ class NativeNetwork(base.Network):
         return gradient
 
     def task_gradients(self, batches):
-        return NativeTaskGradients(self.mlp.task_gradients(self.examples.compiled, batches))
+        engine = self.engine
+        return NativeTaskGradients(
+            self.mlp.task_gradients(self.examples.compiled, batches, engine.pool, engine.threads)
+        )
 
     def descend(self, gradient):
         self.mlp.descend(gradient)
@@ -178,13 +186,15 @@ class NativeTaskGradients(base.TaskGradients):
     """The kernels' task gradients: a product with g needs no full gradient, and only a projection makes them."""
 
     def __init__(self, compiled):
-        self._compiled = compiled
+        self._compiled, self._products = compiled, (None, None)
 
     def interferes(self, gradient):
-        return bool((self._compiled.dot(gradient) < 0).any())
+        return bool((self.dot(gradient) < 0).any())
 
     def dot(self, gradient):
-        return self._compiled.dot(gradient)
+        if self._products[0] is not gradient:  # a learner asks whether it interferes, then how much
+            self._products = gradient, self._compiled.dot(gradient)
+        return self._products[1]
 
     def gram(self):
         return self._compiled.gram()
