@@ -1,5 +1,8 @@
-"""Sweeps that are shot at: afterwards every experiment has exactly one complete result, an undisturbed run's."""
+"""Sweeps that are shot at: afterwards every experiment has exactly one complete result, and the report is as if nothing
+had happened."""
 
+import csv
+import io
 import json
 import os
 import random
@@ -10,6 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from reporting import tables
+from reporting.read import read_folder
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -101,7 +107,7 @@ def checkpoints_in(folder):
 
 
 def results_in(folder):
-    """{(model, seed): numbers} of the results, which are complete and one for each."""
+    """{(model, seed): numbers} of the results, complete and one for each; and what the report makes of them."""
     found = {}
     for path in folder.glob("*.json"):
         saved = json.loads(path.read_text())
@@ -111,7 +117,16 @@ def results_in(folder):
         found[who] = {name: saved[name] for name in ("stats", "accuracy_matrix", "result_a", "examples_seen")}
     assert not list(folder.glob(".sweep/*/*")), "private folders are left"
     assert len(list(folder.glob("*.pt"))) == len(found)
-    return found
+    return found, report_of(folder)
+
+
+def report_of(folder):
+    """The lines of its report's table, but for the seconds."""
+    runs, skipped = read_folder(folder)
+    experiments, superseded = tables.experiments(runs)
+    assert not skipped and not superseded
+    lines = csv.DictReader(io.StringIO(tables.as_csv(experiments)))
+    return [{name: cell for name, cell in line.items() if not name.startswith("seconds")} for line in lines]
 
 
 def logs_of(folder):
