@@ -8,6 +8,8 @@
 #   ./mer_examples.sh --experiments                      prints the list below as it stands, without seeds
 #
 # Each line below is an ordinary command: with a --seed it can be pasted into a shell (--list writes the $names out).
+# Their flags are the paper's, but for taskinput's rates: those were chosen from a grid on seeds that are not reported
+# (results/records/2026-11-23/tuning_taskinput.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
