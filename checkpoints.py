@@ -119,11 +119,11 @@ class Journal:
 
     def discard_checkpoints(self):
         """Deletes this run's checkpoints, and what parts of it that were killed have left beside the results."""
-        for path in self.checkpoints:
-            with suppress(OSError):
-                path.unlink()
         for ending in (ENDING, *results.ENDINGS):
             remove_leftovers(self._path(ending))
+        for path in self.checkpoints:  # last: as long as there is one, a run that is killed here can be told to go on
+            with suppress(OSError):
+                path.unlink()
 
     def find_checkpoint(self):
         """(path, content) of the newest checkpoint of this very run in its folder, or None."""
