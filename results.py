@@ -41,11 +41,12 @@ def new_name(args):
 
 def check_writable(args):
     """Makes the folder and a file like a result's there; raises UserError now rather than lose a run later."""
-    path = Path(args.save_path) / f"{new_name(args)}.writable"  # as long as the longest of their names
+    name = f"{args.model}_{args.data_file}_".ljust(len(new_name(args)), "0")
+    path = Path(args.save_path) / f"{name}.writable"  # as long as the longest; if we die here the next run deletes it
     try:
         os.makedirs(args.save_path, exist_ok=True)
         path.write_bytes(b"x")
-        path.unlink()
+        path.unlink(missing_ok=True)  # two runs may begin at once
     except OSError as error:
         raise UserError(
             f"--save_path {args.save_path} cannot be written: {error.strerror}; choose a folder that can"
