@@ -95,12 +95,14 @@ class Report:
                 or None
             )
 
-        code = tables.counts(run.about["code"][:12] if run.about.get("code") else None for run in runs)
+        def code(run):
+            return run.about.get("code") and f"{run.model} {run.about['code'][:12]}"
+
         seeds = tables.counts(run.seed for run in runs)
         return [
             ("Program", tables.counts(run.program for run in runs)),
             ("Commit", tables.counts(map(commit, runs))),
-            ("Sources (sha256)", code),
+            ("Sources (sha256)", tables.counts(map(code, runs))),
             ("Versions", tables.counts(map(versions, runs))),
             ("Host", of("host")),
             ("Engine", of("engine")),
@@ -212,9 +214,13 @@ def notices(report):
         said.append(f"{len(report.gaps)} experiments lack runs: see What is missing.")
     if report.skipped:
         said.append(f"{len(report.skipped)} files were skipped: see What is not counted.")
-    codes = {run.about.get("code") or run.about.get("commit") for run in report.runs if run.about}
-    if len(codes) > 1:
-        said.append(f"Runs of {len(codes)} versions of the program stand beside each other.")
+    codes = defaultdict(set)
+    for run in report.runs:
+        if run.about:
+            codes[run.model].add(run.about.get("code") or run.about.get("commit"))
+    mixed = [f"{len(found)} of {model}" for model, found in codes.items() if len(found) > 1]
+    if mixed:
+        said.append(f"Runs of several versions of the program stand beside each other: {', '.join(mixed)}.")
     if any(run.about.get("dirty") for run in report.runs):
         said.append("Some runs were made by a checkout with local changes.")
     return said

@@ -147,6 +147,21 @@ def test_only_flags_that_change_the_science_tell_experiments_apart(tmp_path):
     ]
 
 
+def test_versions_of_the_program_are_told_learner_by_learner(tmp_path):
+    """Each learner's results have an identity of the program of their own: that alone is nothing to be warned of."""
+
+    def said():
+        runs, skipped = read.read_folder(tmp_path)
+        report = page.open_report(tmp_path, skipped, runs)
+        return [line for line in page.notices(report) if "versions" in line]
+
+    for model, code in (("online", "a" * 64), ("meralg1", "b" * 64)):
+        factory.write_json(tmp_path, small(model) | {"code": code})
+    assert said() == []
+    factory.write_json(tmp_path, small("online", seed=1) | {"code": "c" * 64})
+    assert said() == ["Runs of several versions of the program stand beside each other: 2 of online."]
+
+
 def test_other_data_under_the_same_name_are_other_data(tmp_path):
     factory.write_json(tmp_path, small(seed=0))
     other = small(seed=1)
