@@ -475,7 +475,7 @@ def test_memories_larger_than_the_stream(way, go, tmp_path):
 def test_exploding_learning_rates(way, go, tmp_path):
     folder = place(tmp_path / "run")
     for name in learners():
-        for lr in ("1e3", "1e38"):
+        for lr in ("1e3", "1e10", "1e38"):
             found = go(folder, *words_of(name, way, "--lr", lr, "--save_path", f"{name}{lr}/"))
             (described,) = folder.glob(f"{name}{lr}/*.json")
             about = json.loads(described.read_text())

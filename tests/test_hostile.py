@@ -479,7 +479,7 @@ BOMBS = {
     "zip": lambda code: zipped({"archive/data.pkl": bytes(1 << 28)}),
     "zip, npz": lambda code: zipped({"about.npy": bytes(1 << 28)}),
     "npz": lambda code: npz(about=np.zeros(1 << 28, dtype=np.uint8)),
-    "gzip": lambda code: gzip.compress(bytes(1 << 26), compresslevel=9) * 8,
+    "gzip": lambda code: gzip.compress(bytes(1 << 26), compresslevel=9) * 30,
     "gzip of zip": lambda code: gzip.compress(
         zipped({f"archive/data{n}": bytes(1 << 26) for n in (".pkl", "/0", "/1", "/2")})
     ),

@@ -204,15 +204,15 @@ cdef class MLP:
             if after[1] != before[0]:
                 raise ValueError(f"a layer of {after[1]} inputs follows one of {before[0]} outputs")
         self.lr = lr
-        self.n_heads, self.n_layers, self.n_levels = len(heads), len(shapes), 1 + len(layers)
-        self.n_inputs, self.n_outputs = shapes[0][1], shapes[-1][0]
-        self.frames, self.helpers = [], []
-        self.lay_out(shapes)
+        self.lay_out(shapes, len(heads))
         self.set_weights(heads, layers)
 
-    cdef int lay_out(self, list shapes) except -1:
+    cdef int lay_out(self, list shapes, Py_ssize_t n_heads) except -1:
         """Give every layer its place. One piece of memory holds weights, scratch, row_start and layers."""
         cdef Py_ssize_t width, n_out, n_in, l, i, start = 0, first = 0, most = 0
+        self.n_heads, self.n_layers, self.n_levels = n_heads, len(shapes), 1 + len(shapes) - n_heads
+        self.n_inputs, self.n_outputs = shapes[0][1], shapes[-1][0]
+        self.frames, self.helpers = [], []
         for n_out, n_in in shapes:
             self.n_weights += (n_in + 1) * padded(n_out)
             self.n_rows += n_in + 1
@@ -266,10 +266,15 @@ cdef class MLP:
                 to += layer.n_out
         return flat
 
+    cdef int check_flat(self, Py_ssize_t n) except -1:
+        """ValueError unless n numbers are one for each parameter."""
+        if n != self.n_parameters:
+            raise ValueError(f"{n} numbers for {self.n_parameters} parameters")
+        return 0
+
     cdef float *from_flat(self, const float[::1] flat) except NULL:
         """The inverse of to_flat; the result is overwritten by the next one."""
-        if flat.shape[0] != self.n_parameters:
-            raise ValueError(f"{flat.shape[0]} numbers for {self.n_parameters} parameters")
+        self.check_flat(flat.shape[0])
         cdef const float *source = &flat[0]
         cdef float *rows
         cdef Py_ssize_t l, i, j, i0, j0
@@ -327,10 +332,8 @@ cdef class MLP:
     cdef MLP alike(self):
         """A net of the same shape and learning rate, all of whose weights are 0."""
         cdef MLP other = MLP.__new__(MLP)
-        other.lr, other.n_heads, other.n_levels, other.n_layers = self.lr, self.n_heads, self.n_levels, self.n_layers
-        other.n_inputs, other.n_outputs = self.n_inputs, self.n_outputs
-        other.frames, other.helpers = [], []
-        other.lay_out(self.shapes())
+        other.lr = self.lr
+        other.lay_out(self.shapes(), self.n_heads)
         return other
 
     cdef list shapes(self):
@@ -614,7 +617,7 @@ cdef class MLP:
     def task_gradients(self, Examples examples, list_of_slots, pool=None, Py_ssize_t threads=1):
         """TaskGradients of the mean CE on each of these lists of slots (none empty: ValueError).
 
-        With a pool (concurrent.futures), that many of its threads compute them; the results are the same.
+        With a pool (concurrent.futures), so many threads compute them, the caller's among them; the results are the same.
         They share memory that the net keeps: the next call overwrites what an earlier one returned.
         """
         return TaskGradients(self, examples, list_of_slots, pool, threads)
@@ -656,9 +659,8 @@ cdef class MLP:
         if anchors is None:
             self.anchored = NULL
             return
-        for values in anchors[:2]:
-            if len(values) != self.n_parameters:
-                raise ValueError(f"{len(values)} numbers for {self.n_parameters} parameters")
+        self.check_flat(len(anchors[0]))
+        self.check_flat(len(anchors[1]))
         self.make_anchors()
         memcpy(self.stiffness, self.from_flat(anchors[0]), self.n_weights * sizeof(float))
         memcpy(self.pull, self.from_flat(anchors[1]), self.n_weights * sizeof(float))
