@@ -44,7 +44,7 @@ class Evaluation:
     """The accuracies of one evaluation, perhaps still being computed."""
 
     def __init__(self, units):
-        self._units = units  # (future or None, function) for each task
+        self._units = units  # (future, the function that it computes) for each task
         self._accuracies = None
 
     @classmethod
@@ -55,16 +55,19 @@ class Evaluation:
         return evaluation
 
     def accuracies(self):
-        """One number in 0..1 for each task. Waits; work that no thread has begun is done here."""
+        """One number in 0..1 for each task. Waits; work that no thread has begun is done here.
+
+        From the last task on: the pool begins at the first, so the two meet once and wait for at most one task.
+        """
         if self._accuracies is None:
             self._accuracies = [
-                function() if future is None or future.cancel() else future.result() for future, function in self._units
-            ]
+                function() if future.cancel() else future.result() for future, function in reversed(self._units)
+            ][::-1]
             self._units = None
         return self._accuracies
 
     def done(self):
-        return self._accuracies is not None or all(future is not None and future.done() for future, _ in self._units)
+        return self._accuracies is not None or all(future.done() for future, _ in self._units)
 
 
 class Evaluator:
@@ -100,10 +103,9 @@ class Evaluator:
 
     def _evaluation(self, counts, pool=None):
         units = [partial(self._accuracy, count, len(task.test)) for count, task in zip(counts, self.tasks, strict=True)]
-        evaluation = Evaluation([(pool and pool.submit(unit), unit) for unit in units])
         if pool is None:
-            evaluation.accuracies()
-        return evaluation
+            return Evaluation.of([unit() for unit in units])
+        return Evaluation([(pool.submit(unit), unit) for unit in units])
 
     def _accuracy(self, count, n_test):
         start = time.thread_time()
