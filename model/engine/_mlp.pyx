@@ -10,7 +10,7 @@ What makes them fast is what they leave out, and what they read once for many:
     an input that is 0 (81 % of an MNIST image) or a unit that ReLU switched off is a row that nobody reads or writes.
   * The bias is one more row, whose input is always 1. So a layer is h[j] = sum_i x[i] rows[i, j] and nothing else, and a
     vector is the list of its non-zero entries, of which that 1 is the last (`Sparse`).
-  * Everything is one of the four row operations of _rows.pxi.
+  * Everything is one of the row operations of _rows.pxi.
   * Examples come in groups of up to GROUP, which pass over the rows together.
 
 Every kernel runs without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
@@ -757,39 +757,50 @@ cdef class TaskGradients:
             memset(g, 0, self.net.n_weights * sizeof(float))
             net.batch_gradient(examples, list_of_slots[k], g)
 
-    cdef void add_products(self, Py_ssize_t n, Py_ssize_t start, const float *g, float *part, double *sum) noexcept nogil:
-        """sum[k] += the part of g_k . g from number `start` on, for k < n; part: room for n floats.  O(n STRETCH)"""
-        cdef Py_ssize_t k
-        cdef Py_ssize_t size = self.net.n_weights
-        memset(part, 0, n * sizeof(float))
-        dot_rows(False, self.G + start, size, min(<Py_ssize_t> STRETCH, size - start), self.number, NULL, n, g + start, part)
-        for k in range(n):
-            sum[k] += part[k]
+    cdef inline float *at(self, Py_ssize_t k, Py_ssize_t start) noexcept nogil:
+        """g_k from its number `start` on; the last task's where there is no task k."""
+        return self.G + min(k, self.n_tasks - 1) * self.net.n_weights + start
+
+    cdef void products(self, Py_ssize_t k, Py_ssize_t start, const float *b, const float *c, float *sums) noexcept nogil:
+        """sums[2 i], sums[2 i + 1] = g_(k+i) . b, g_(k+i) . c for i < 4, of the stretch from number `start` on.  O(STRETCH)"""
+        cdef const float *rows[4]
+        cdef const float *others[2]
+        cdef Py_ssize_t i
+        for i in range(4):
+            rows[i] = self.at(k + i, start)
+        others[0], others[1] = b, c
+        four_by_two(rows, others, min(<Py_ssize_t> STRETCH, self.net.n_weights - start), sums)
 
     def dot(self, const float[::1] flat_g):
         """G g, that is g_k . g for every k: float64 (K,).  O(K n_parameters)"""
         cdef float *g = self.net.from_flat(flat_g)
-        cdef Memory part = Memory(self.n_tasks * sizeof(float))
         products = np.zeros(self.n_tasks)
         cdef double[::1] p = products
-        cdef Py_ssize_t start = 0
-        if self.n_tasks:
-            with nogil:
-                while start < self.net.n_weights:
-                    self.add_products(self.n_tasks, start, g, <float *> part.at, &p[0])
-                    start += STRETCH
+        cdef Py_ssize_t start = 0, k, i
+        cdef float sums[8]
+        with nogil:
+            while start < self.net.n_weights:
+                for k in range(0, self.n_tasks, 4):
+                    self.products(k, start, g + start, g + start, sums)
+                    for i in range(min(<Py_ssize_t> 4, self.n_tasks - k)):
+                        p[k + i] += sums[2 * i]
+                start += STRETCH
         return products
 
     def gram(self):
         """G G^T: float64 (K, K).  O(K^2 n_parameters)"""
-        cdef Memory part = Memory(self.n_tasks * sizeof(float))
         gram = np.zeros((self.n_tasks, self.n_tasks))
         cdef double[:, ::1] p = gram
-        cdef Py_ssize_t start = 0, k, l
+        cdef Py_ssize_t start = 0, k, l, i, j
+        cdef float sums[8]
         with nogil:
             while start < self.net.n_weights:       # stretch by stretch, so that those of all gradients stay in the cache
-                for k in range(self.n_tasks):
-                    self.add_products(k + 1, start, self.G + k * self.net.n_weights, <float *> part.at, &p[k, 0])
+                for k in range(0, self.n_tasks, 4):
+                    for l in range(0, min(k + 4, self.n_tasks), 2):
+                        self.products(k, start, self.at(l, start), self.at(l + 1, start), sums)
+                        for i in range(min(<Py_ssize_t> 4, self.n_tasks - k)):
+                            for j in range(min(<Py_ssize_t> 2, self.n_tasks - l)):
+                                p[k + i, l + j] += sums[2 * i + j]
                 start += STRETCH
             for k in range(self.n_tasks):
                 for l in range(k):

@@ -5,6 +5,8 @@
 #     add_to_rows  rows[index[k]] += value[k] vector                                     update, for one example
 #     dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  backward pass (and update)
 #
+# and four_by_two, for Gram matrices: the products of four long rows with two.
+#
 # Each costs O(n width) for n rows. `width` is a multiple of LINE; rows lie `stride` floats apart.
 #
 # The vector stays in the CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where
@@ -29,6 +31,15 @@ cdef extern from *:
     #endif
     enum { VECS = 64 / sizeof(vec) };       /* registers in a line */
 
+    /* KEEP(v): v stays in a register, instead of being read once more for each use */
+    #if defined(__x86_64__)
+    #define KEEP(v) __asm__("" : "+v"(v))
+    #elif defined(__aarch64__)
+    #define KEEP(v) __asm__("" : "+w"(v))
+    #else
+    #define KEEP(v)
+    #endif
+
     static inline float sum_of(vec v) {     /* of its numbers */
         typedef float quad __attribute__((vector_size(16), may_alias));
         const quad *q = (const quad *) &v;
@@ -42,6 +53,7 @@ cdef extern from *:
     ctypedef float vec          # to Cython a number like any other; the C compiler knows better
     const int TILE, VECS
     float sum_of(vec) nogil
+    void KEEP(vec) nogil
 
 cdef enum:
     LINE = 16                   # floats in a cache line
@@ -186,6 +198,31 @@ cdef inline void dot_rows(const bint update, float *rows, Py_ssize_t stride, Py_
         elif lines == 2: dot_rows_tile(2, update, rows + j, stride, index, value, n, vector + j, out)
         else: dot_rows_tile(1, update, rows + j, stride, index, value, n, vector + j, out)
         j += lines * LINE
+
+
+cdef inline void four_by_two(const float *const *a, const float *const *b, Py_ssize_t n, float *products) noexcept nogil:
+    """products[2 i + j] = a[i][:n] . b[j][:n] for i < 4, j < 2; n is a multiple of LINE.  O(n)
+
+    What is read from the cache serves two products or four; each product has a register of its own.
+    """
+    cdef vec total[8]
+    cdef vec of_b[2]
+    cdef vec of_a
+    cdef Py_ssize_t v
+    cdef int i, j
+    for i in range(4):
+        for j in range(2):
+            total[2 * i + j] = (<const vec *> a[i])[0] * (<const vec *> b[j])[0]
+    for v in range(1, n // LINE * VECS):
+        for j in range(2):
+            of_b[j] = (<const vec *> b[j])[v]
+        for i in range(4):
+            of_a = (<const vec *> a[i])[v]
+            KEEP(of_a)
+            for j in range(2):
+                total[2 * i + j] = total[2 * i + j] + of_a * of_b[j]
+    for i in range(8):
+        products[i] = sum_of(total[i])
 
 
 # ---- The same for one or two whole stretches of memory
