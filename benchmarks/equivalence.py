@@ -1,6 +1,6 @@
 """Are the engines the same algorithms? `python benchmarks/equivalence.py`
 
-    engines   every replay learner at a middle size on both engines, five seeds: means, standard errors, and the
+    engines   every replay learner at a middle size on both engines, 20 seeds: means, standard errors, and the
               difference in units of its standard error
     paper     the settings for which the original was run at the paper's size (benchmarks/paper_size.json), natively, on
               the same task files, five seeds, beside the original's numbers
@@ -30,7 +30,6 @@ from continuum import mnist, tasks  # noqa: E402
 from main import set_out  # noqa: E402
 
 METRICS = ("RA", "LA", "BTI", "FWT")
-SEEDS = range(5)
 N_TRAIN = 3000  # images of each task, as in the original's runs of paper_size.json
 MIDDLE = "--samples_per_task 150 --log_every 100000 --data_file mnist_permutations.pt"
 MIDDLE_RUNS = {
@@ -96,13 +95,14 @@ def table(title, names, rows):
 
 def engines():
     """Every replay learner on both engines."""
-    keys = [(model, engine, seed) for model in MIDDLE_RUNS for engine in ("native", "reference") for seed in SEEDS]
+    seeds = range(20)
+    keys = [(model, engine, seed) for model in MIDDLE_RUNS for engine in ("native", "reference") for seed in seeds]
     jobs = [(f"--model {m} {MIDDLE_RUNS[m]} {MIDDLE} --engine {e} --seed {s}", 10) for m, e, s in keys]
     found = dict(zip(keys, run_all(jobs), strict=True))
     rows = []
     for model in MIDDLE_RUNS:
         for metric in METRICS:
-            first, second = ([found[model, e, s][metric] for s in SEEDS] for e in ("native", "reference"))
+            first, second = ([found[model, e, s][metric] for s in seeds] for e in ("native", "reference"))
             rows.append((model, metric, compare(first, second), (len(first), len(second))))
     raw = [{"flags": job[0], **result} for job, result in zip(jobs, found.values(), strict=True)]
     return table(f"Native and reference engine, 10 tasks: {MIDDLE}", ("native", "reference"), rows), raw
@@ -110,12 +110,13 @@ def engines():
 
 def paper():
     """The native engine beside the original at the paper's size."""
+    seeds = range(5)
     originals = json.loads((ROOT / "benchmarks" / "paper_size.json").read_text())
-    jobs = [(f"{o['args']} --data_file {o['data']} --engine native --seed {s}", 20) for o in originals for s in SEEDS]
+    jobs = [(f"{o['args']} --data_file {o['data']} --engine native --seed {s}", 20) for o in originals for s in seeds]
     found = run_all(jobs)
     rows = []
     for i, original in enumerate(originals):
-        ours = found[i * len(SEEDS) : (i + 1) * len(SEEDS)]
+        ours = found[i * len(seeds) : (i + 1) * len(seeds)]
         what = f"{original['data']}: {original['args'].split('--samples_per_task 1000 ')[1]}"
         for column, metric in enumerate(("RA", "BTI", "FWT")):
             theirs = [values[column] for values in original["ra_bti_fwt_by_seed"].values()]
