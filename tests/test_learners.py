@@ -8,7 +8,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import toy_examples
+from conftest import GOLDEN, toy_examples
 
 import model
 from model import engine
@@ -112,6 +112,23 @@ def test_every_learner_of_the_paper_has_a_literal_loop():
     assert set(FLAGS) == set(literal.LEARNERS) <= set(model.load_all())
 
 
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_engines_agree_on_mnist(name, make_learner):
+    """The paper's net, 100 images of five tasks, the original's draws: weights and training loss."""
+    with np.load(GOLDEN / "golden_permutations.npz") as data:
+        x, y = torch.from_numpy(data["x_train"][:, :20]).float() / 255, torch.from_numpy(data["y_train"][:20]).long()
+    sizes = (x.shape[2], 10, len(x))
+    flags = {**FLAGS[name], "n_hiddens": 100, "lr": 0.03, "draws": "shuffle"}
+    learners = [make_learner(name, {**flags, "engine": kind}, sizes) for kind in engine.ENGINES]
+    for learner in learners:
+        for t in range(len(x)):
+            for i in range(20):
+                learner.observe(x[t, i : i + 1], t, y[i : i + 1])
+    ours, reference = learners
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict(), rtol=0, atol=1e-3)
+    assert ours.engine.take_loss() == pytest.approx(reference.engine.take_loss(), rel=1e-3)
+
+
 # gem's quadratic program
 
 
@@ -153,6 +170,15 @@ def test_gem_goes_on_where_memories_are_the_same(kind, make_learner):
             gem.observe(x, t, torch.tensor([label]))
     assert gem.notes()["qp_repairs"] > 0
     assert all(torch.isfinite(value).all() for value in gem.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", engine.ENGINES)
+def test_gem_shows_that_the_loss_of_a_memory_is_not_finite(kind, make_learner):
+    gem = make_learner("gem", {"n_memories": 2, "memory_strength": 0.1, "engine": kind})
+    label = torch.tensor([0])
+    gem.memory.remember(gem.examples.put(0, torch.full((1, D), 3e38), 0, label), 0)
+    gem.observe(torch.ones(1, D), 1, label)
+    assert not np.isfinite(gem.engine.take_loss())
 
 
 # what every learner promises, whatever it does: one that is dropped into model/ is tested by being there

@@ -18,7 +18,7 @@ from continuum.experience import seed_everything
 from continuum.files import load_tasks
 from continuum.stream import Stream
 
-NATIVE, REFERENCE = WAYS[0], WAYS[2]
+NATIVE, NATIVE_SHUFFLE, REFERENCE = WAYS[:3]
 GOES_ON = [name for name in learners() if name != "independent"]
 SECOND = ("--data_file", "more.pt", "--save_path", "second/", "--seed", 5, "--log_every", 3)
 
@@ -94,6 +94,20 @@ def test_equals_a_learner_that_never_stopped(name, way, go, tmp_path, load_resul
     for key in wanted:
         assert torch.equal(weights[key], wanted[key]), key
     assert result_a[-1].tolist() == pytest.approx(accuracies)
+
+
+@pytest.mark.parametrize("ways", [(NATIVE_SHUFFLE, REFERENCE), (REFERENCE, NATIVE_SHUFFLE)], ids=["there", "back"])
+@pytest.mark.parametrize("name", GOES_ON)
+def test_goes_on_on_the_other_engine(name, ways, go, tmp_path, load_result):
+    """Up to rounding what it comes to on the engine where it began."""
+    folder = more_tasks(place(tmp_path / "run"))
+    result, weights = first_run(go, folder, *words_of(name, ways[0])), []
+    for way in ways:
+        found = go(folder, *words_of(name, way, *SECOND, "--start_from", result, "--save_path", f"{way[0]}/"))
+        assert found.code == 0, found.err
+        (path,) = folder.glob(f"{way[0]}/*.pt")
+        weights.append(load_result(path)[2])
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-3)
 
 
 def test_the_untrained_row_is_the_earlier_learner(go, tmp_path, load_result):

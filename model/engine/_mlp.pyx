@@ -340,14 +340,6 @@ cdef class MLP:
         """[(outputs, inputs)] of all layers."""
         return [(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)]
 
-    def all_finite(self):
-        """Whether every weight is finite."""
-        cdef Py_ssize_t i
-        cdef float sum = 0
-        for i in range(self.n_weights):
-            sum += self.w[i] * 0            # NaN if the weight isn't finite
-        return sum == 0
-
     # -- Reptile
 
     def begin_reptile(self):
@@ -642,11 +634,12 @@ cdef class MLP:
         cdef float *F = self.from_flat(importance)
         cdef Py_ssize_t i
         self.make_anchors()
-        for i in range(self.n_weights):
-            self.stiffness[i] += strength * F[i]
-            self.pull[i] += strength * F[i] * self.w[i]
-            self.anchor_constant += strength * F[i] * self.w[i] * self.w[i]
-        self.find_anchored()
+        with nogil:
+            for i in range(self.n_weights):
+                self.stiffness[i] += strength * F[i]
+                self.pull[i] += strength * F[i] * self.w[i]
+                self.anchor_constant += strength * F[i] * self.w[i] * self.w[i]
+            self.find_anchored()
 
     def anchors(self):
         """None, or (A, B, sum of strength F theta*^2), which set_anchors takes; A and B flat in torch's order."""
@@ -716,12 +709,16 @@ cdef class MLP:
 
 
 cdef class TaskGradients:
-    """Gradients g_k of the mean CE on K lists of examples: G (K, n_parameters). Its products are sums in double."""
+    """Gradients g_k of the mean CE on K lists of examples: G (K, n_parameters). Its products are sums in double.
+
+    loss    the sum of the mean CEs
+    """
     cdef MLP net
     cdef Memory memory, number_memory
     cdef float *G                   # (K, n_weights), laid out as the weights
     cdef int32_t *number            # 0..K - 1
     cdef readonly Py_ssize_t n_tasks
+    cdef readonly double loss
 
     def __init__(self, MLP net, Examples examples, list_of_slots, pool, Py_ssize_t threads):
         cdef Py_ssize_t k, n_bytes
@@ -735,27 +732,30 @@ cdef class TaskGradients:
         self.number = <int32_t *> self.number_memory.at
         for k in range(self.n_tasks):
             self.number[k] = <int32_t> k
+        losses = [0.0] * self.n_tasks
         threads = min(threads, self.n_tasks, sum([len(slots) for slots in list_of_slots]) // WORTH_A_THREAD)
         if pool is None or threads < 2:
-            self.fill(net, examples, list_of_slots, 0, 1)
-            return
-        others = [pool.submit(self.fill, net.helper(first - 1), examples, list_of_slots, first, threads)
-                  for first in range(1, threads)]
-        try:
-            self.fill(net, examples, list_of_slots, 0, threads)
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
+            self.fill(net, examples, list_of_slots, losses, 0, 1)
+        else:
+            others = [pool.submit(self.fill, net.helper(first - 1), examples, list_of_slots, losses, first, threads)
+                      for first in range(1, threads)]
+            try:
+                self.fill(net, examples, list_of_slots, losses, 0, threads)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
+        self.loss = sum(losses)
 
-    def fill(self, MLP net, Examples examples, list_of_slots, Py_ssize_t first, Py_ssize_t step):
-        """Compute the gradients number first, first + step, ..."""
+    def fill(self, MLP net, Examples examples, list_of_slots, losses, Py_ssize_t first, Py_ssize_t step):
+        """Compute the gradients and losses number first, first + step, ..."""
         cdef Py_ssize_t k
         cdef float *g
         for k in range(first, self.n_tasks, step):
             g = self.G + k * self.net.n_weights
             memset(g, 0, self.net.n_weights * sizeof(float))
             net.batch_gradient(examples, list_of_slots[k], g)
+            losses[k] = net.loss
 
     cdef inline float *at(self, Py_ssize_t k, Py_ssize_t start) noexcept nogil:
         """g_k from its number `start` on; the last task's where there is no task k."""

@@ -77,11 +77,15 @@ class Network(ABC):
 
     @abstractmethod
     def state(self):
-        """All that `load_state` needs to go on exactly: the weights and the anchors, as tensors."""
+        """All that `load_state` needs, on any engine: {"weights": state_dict(), "anchors": [...]}.
+
+        An anchor is {"importance", "optimum"}, its strength * importance and its theta*, (P,) each; or, for several,
+        the sums {"stiffness", "pull", "constant"}: of importance, importance * optimum, importance * optimum^2.
+        """
 
     @abstractmethod
     def load_state(self, state):
-        """Goes on where `state` was taken."""
+        """Goes on where `state` was taken: exactly if that was on this engine, else up to rounding."""
 
 
 class TaskGradients(ABC):

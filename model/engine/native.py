@@ -138,9 +138,9 @@ class NativeNetwork(base.Network):
 
     def task_gradients(self, batches):
         engine = self.engine
-        return NativeTaskGradients(
-            self.mlp.task_gradients(self.examples.compiled, batches, engine.pool, engine.threads)
-        )
+        compiled = self.mlp.task_gradients(self.examples.compiled, batches, engine.pool, engine.threads)
+        engine.add_loss(compiled.loss)
+        return NativeTaskGradients(compiled)
 
     def descend(self, gradient):
         self.mlp.descend(gradient)
@@ -168,18 +168,24 @@ class NativeNetwork(base.Network):
         self.mlp.set_weights(*self._arrays(self.state_dict() | state))  # a network may have more heads than are known
 
     def state(self):
-        anchors = self.mlp.anchors()
-        if anchors is not None:
-            stiffness, pull, constant = anchors
-            anchors = {"stiffness": torch.from_numpy(stiffness), "pull": torch.from_numpy(pull), "constant": constant}
+        anchors = []
+        if (sums := self.mlp.anchors()) is not None:
+            stiffness, pull, constant = sums
+            anchors = [{"stiffness": torch.from_numpy(stiffness), "pull": torch.from_numpy(pull), "constant": constant}]
         return {"weights": self.state_dict(), "anchors": anchors}
 
     def load_state(self, state):
         self.load_state_dict(state["weights"])
-        anchors = state["anchors"]
-        if anchors is not None:
-            anchors = (anchors["stiffness"].numpy(), anchors["pull"].numpy(), anchors["constant"])
-        self.mlp.set_anchors(anchors)
+        sums = [self._sums(**anchor) for anchor in state["anchors"]]
+        self.mlp.set_anchors([sum(parts) for parts in zip(*sums, strict=True)] or None)
+
+    @staticmethod
+    def _sums(importance=None, optimum=None, stiffness=None, pull=None, constant=None):
+        """(stiffness, pull, constant) of an anchor in either form."""
+        if stiffness is None:
+            stiffness, pull = importance, importance * optimum
+            constant = float((pull.double() * optimum).sum())
+        return stiffness.numpy(), pull.numpy(), constant
 
 
 class NativeTaskGradients(base.TaskGradients):

@@ -157,18 +157,23 @@ class ReferenceNetwork(base.Network):
         self.module.load_state_dict(self.module.state_dict() | state)  # a network may have more heads than are known
 
     def state(self):
-        return {
-            "weights": self.state_dict(),
-            "anchors": [[part.cpu() for part in parts] for anchor in self._anchors for parts in anchor],
-        }
+        names = ("importance", "optimum")
+        flat = [[torch.cat([part.flatten() for part in parts]).cpu() for parts in anchor] for anchor in self._anchors]
+        return {"weights": self.state_dict(), "anchors": [dict(zip(names, pair, strict=True)) for pair in flat]}
 
     def load_state(self, state):
         self.load_state_dict(state["weights"])
-        parts = [[part.to(self.engine.device) for part in parts] for parts in state["anchors"]]
-        shapes = [p.shape for p in self.parameters]
-        if any([value.shape for value in values] != shapes for values in parts):
-            raise ValueError("its anchors have not the shapes of the weights")
-        self._anchors = list(zip(parts[::2], parts[1::2], strict=True))
+        self._anchors = [
+            tuple(self._split(flat.to(self.engine.device)) for flat in self._importance_and_optimum(**anchor))
+            for anchor in state["anchors"]
+        ]
+
+    @staticmethod
+    def _importance_and_optimum(importance=None, optimum=None, stiffness=None, pull=None, constant=None):
+        """Of an anchor in either form. One that stands for several has their gradient, and less loss by a constant."""
+        if stiffness is None:
+            return importance, optimum
+        return stiffness, torch.where(stiffness == 0, 0.0, pull / stiffness)
 
 
 class ReferenceTaskGradients(base.TaskGradients):
