@@ -5,10 +5,12 @@ The kernels are compiled once per generation of CPU (never -march=native); model
 time.
 """
 
+import importlib.machinery
 import os
 import platform
 import sys
 import textwrap
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -40,8 +42,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 def say(what):
     """One line to the user."""
     print(
-        f"{what}; with a C compiler and Cython 3, `python setup.py build_ext --inplace` builds the native engine, "
-        "without it the reference engine is used",
+        f"{what}; with a C compiler and Cython 3, `python setup.py build_ext --inplace` builds the native engine; "
+        "where none of its kernels are there, the reference engine is used",
         file=sys.stderr,
     )
 
@@ -59,6 +61,9 @@ class BuildOrSay(build_ext):
         if self.failed:
             names = ", ".join(sorted(name.rpartition(".")[2] for name in self.failed))
             say(f"not built: {names} ({next(iter(self.failed.values()))})")
+            for name in self.failed:  # what an earlier build left is of other sources
+                for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+                    Path(name.replace(".", "/") + suffix).unlink(missing_ok=True)
 
     def build_extension(self, extension):
         try:
