@@ -5,8 +5,9 @@
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
 
-Prints a table and writes it to results/bench/<date>.json. Times are medians of several stretches; the two engines take
-turns, so that a machine that is busy for a while is busy for both. No number here is a test.
+Prints a table and writes it to results/bench/<date>.json. The time of an example is the median of several stretches.
+The engines take turns and each has the better of two rounds, so that a machine that is busy for a while is busy for
+both; a whole run is made once. No number here is a test.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import sweep  # noqa: E402
 from continuum.evaluation import Evaluator, n_scored  # noqa: E402
 from continuum.files import load_tasks  # noqa: E402
 from main import set_out  # noqa: E402
+from model.engine import _compiled  # noqa: E402
 
 ENGINES = ("native", "reference")
 ROTATIONS = "mnist_rotations.pt"
@@ -206,7 +208,7 @@ def bench_tasks(table):
 
 
 def whole_run(flags):
-    """(.json of the run, wall seconds, peak bytes) of `python main.py flags`, in a process of its own."""
+    """(.json of the run, wall seconds) of `python main.py flags`, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "main.py"), *flags.split(), "--save_path", folder]
         begin = time.perf_counter()
@@ -228,30 +230,37 @@ def bench_runs(table):
         peaks = [found[engine][0]["peak_memory_bytes"] / 1e6 for engine in ENGINES]
         table.add(f"{name}: peak memory", "MB", *peaks)
 
-    flags = f"--model meralg1 --lr 0.03 --beta 0.03 --replay_batch_size 100 --batches_per_example 10 {common}"
-    found = whole_run(flags)
-    tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
-    experience = make_experience(tasks, flags, "reference")
-    fill(experience)
-    n, last = 200, len(tasks.tasks) - 1
-    batch = list(examples(experience, last, n))
+    long = {
+        "meralg1 5120": "--model meralg1 --lr 0.03 --beta 0.03 --replay_batch_size 100 --batches_per_example 10 "
+        + common,
+        "online, 100 tasks": f"--model online --lr 0.003 --samples_per_task 200 --data_file {MANY}",
+    }
+    for name, flags in long.items():
+        found = whole_run(flags)
+        reference, note = extrapolated(flags)
+        table.add(f"{name}: whole run", "s", found[1], reference, f"{note}; {retained({'native': found})}")
+        table.add(f"{name}: peak memory", "MB", found[0]["peak_memory_bytes"] / 1e6)
+
+
+def extrapolated(flags, n=200):
+    """(seconds, a note) of a run on the reference engine, with the threads that it takes by itself."""
+    tasks = load_tasks(str(ROOT / "data"), MANY if MANY in flags else ROTATIONS)
+    experience = make_experience(tasks, flags, "reference", threads=0)
+    if hasattr(experience.learner, "memory"):
+        fill(experience)
+    batch = list(examples(experience, len(tasks.tasks) - 1, n))
     begin = time.perf_counter()
     for x, t, y in batch:
         experience.learner.observe(x, t, y)
     per_example = (time.perf_counter() - begin) / n
     begin = time.perf_counter()
-    Evaluator(tasks.tasks, threads=1).evaluate(experience.learner).accuracies()
+    experience.evaluator.evaluate(experience.learner).accuracies()
     evaluation = time.perf_counter() - begin
     stream = experience.stream
-    reference = stream.n_examples * per_example + stream.n_evaluations(100) * evaluation
-    note = f"reference extrapolated from {n} examples with a full memory; {retained({'native': found})}"
-    table.add("meralg1 5120: whole run", "s", found[1], reference, note)
-    table.add("meralg1 5120: peak memory", "MB", found[0]["peak_memory_bytes"] / 1e6)
-
-    many = "--model online --lr 0.003 --samples_per_task 200 --data_file mnist_manypermutations.pt"
-    found = whole_run(many)
-    table.add("online, 100 tasks: whole run", "s", found[1], note=retained({"native": found}))
-    table.add("online, 100 tasks: peak memory", "MB", found[0]["peak_memory_bytes"] / 1e6)
+    n_evaluations = stream.n_evaluations(experience.log_every)
+    seconds = stream.n_examples * per_example + n_evaluations * evaluation
+    note = f"reference extrapolated from {n} examples, any memory being full, and one of {n_evaluations} evaluations"
+    return seconds, note
 
 
 def retained(found):
@@ -272,7 +281,8 @@ def main():
         PARTS[part](table)
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "versions": results.versions(), **results.commit()}
+    where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}
+    where |= {"versions": results.versions(), **results.commit()}
     path = folder / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}.json"
     path.write_text(
         json.dumps({"date": results.now(), "machine": where, "parts": chosen, "rows": table.rows}, indent=1)

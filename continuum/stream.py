@@ -61,7 +61,7 @@ class Stream:
         return sum(-(-len(indices) // self.batch_size) for _, indices in self._runs)
 
     def n_evaluations(self, log_every):
-        """How often `is_due` will hold, and once after the last minibatch."""
+        """How often a run of this stream evaluates: when it is due, and once after the last minibatch."""
         count, number, current = 1, 0, self.order[0]
         for t, indices in self._runs:
             n = -(-len(indices) // self.batch_size)

@@ -160,11 +160,3 @@ def test_impossible_numbers_are_refused(n):
         draws.draw(n, 1)
     with pytest.raises(ValueError):
         draws.shuffle(n)
-
-
-@pytest.mark.parametrize("n, k", [(0, 3), (1, 1), (33, 5), (1000, 4)])
-def test_a_discarded_draw_moves_the_stream_as_a_draw_does(n, k):
-    draws, other = (_draws.ShuffleDraws(random.Random(6).getstate()) for _ in range(2))
-    draws.discard(n, k)
-    other.draw(n, k)
-    assert draws.getstate() == other.getstate()

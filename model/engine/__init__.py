@@ -1,7 +1,7 @@
 """The engines: what computes the learners' steps. `model.engine.base` says what a learner may ask of one.
 
 reference   PyTorch autograd on CPU or CUDA; bit for bit the original
-native      compiled kernels for MLPs on the CPU; the same algorithms, hundreds of times faster
+native      compiled kernels for MLPs on the CPU; the same algorithms, many times faster
 """
 
 import random

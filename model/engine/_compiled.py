@@ -8,9 +8,9 @@ Importing this raises ImportError where nothing is built, or where the forced va
 import importlib
 import os
 
-from model.engine._draws import ShuffleDraws, kernels_of_cpu
+from model.engine._draws import kernels_of_cpu
 
-__all__ = ["MLP", "Examples", "ShuffleDraws", "TaskGradients", "TestImages", "load", "runnable", "variant"]
+__all__ = ["MLP", "Examples", "TestImages", "load", "runnable", "variant"]
 
 
 def load(name):
@@ -19,28 +19,27 @@ def load(name):
 
 
 def runnable():
-    """Names of the variants that are built and that this CPU can run, fastest first."""
-    found = []
+    """Names of the variants that are built and that this CPU can run, fastest first. Each is loaded in its turn."""
     for name in kernels_of_cpu():
         try:
             load(name)
         except ImportError:
             continue
-        found.append(name)
-    return found
+        yield name
 
 
 def _choose():
-    names, forced = runnable(), os.environ.get("MER_KERNELS")
-    if forced and forced not in names:
+    forced = os.environ.get("MER_KERNELS")
+    if forced and forced not in runnable():
         raise ImportError(
-            f"MER_KERNELS={forced} is not among the kernels that are built and run here: {', '.join(names)}"
+            f"MER_KERNELS={forced} is not among the kernels that are built and run here: {', '.join(runnable())}"
         )
-    if not names:
+    name = forced or next(runnable(), None)
+    if name is None:
         raise ImportError("no compiled kernels: build them with `python setup.py build_ext --inplace`")
-    return forced or names[0]
+    return name
 
 
 variant = _choose()
 _kernels = load(variant)
-Examples, MLP, TaskGradients, TestImages = _kernels.Examples, _kernels.MLP, _kernels.TaskGradients, _kernels.TestImages
+Examples, MLP, TestImages = _kernels.Examples, _kernels.MLP, _kernels.TestImages

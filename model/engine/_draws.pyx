@@ -151,10 +151,6 @@ cdef class ShuffleDraws:
             free(order)
         return drawn
 
-    def discard(self, Py_ssize_t n, Py_ssize_t k):
-        """A draw(n, k) that nobody uses: only the stream moves on."""
-        self.draw(n, k)
-
     def shuffle(self, Py_ssize_t n):
         """[0..n-1] after random.shuffle."""
         cdef uint32_t *order = self.order(n)

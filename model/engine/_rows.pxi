@@ -234,15 +234,6 @@ cdef inline void add_row(float *y, float a, const float *x, Py_ssize_t n) noexce
         y[j] += a * x[j]
 
 
-cdef inline float dot(const float *x, const float *y, Py_ssize_t n) noexcept nogil:
-    """x . y"""
-    cdef Py_ssize_t j
-    cdef float sum = 0
-    for j in range(n):
-        sum += x[j] * y[j]
-    return sum
-
-
 cdef inline void interpolate(float *y, const float *y0, float step, Py_ssize_t n) noexcept nogil:
     """y = y0 + (y - y0) step"""
     cdef Py_ssize_t j
