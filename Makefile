@@ -25,7 +25,7 @@ build: .venv/dev     ## the compiled kernels; where there is no compiler, says s
 
 .venv/dev: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 clean:
