@@ -17,7 +17,7 @@ import results
 from atomic import remove_leftovers, writing
 from errors import UserError
 
-FORMAT = "mer-checkpoint/1"
+FORMAT = "mer-checkpoint/2"
 ENDING = ".checkpoint"
 # flags that may differ between the parts of a run: they change no number of it
 FREE_FLAGS = ("save_path", "threads", "progress", "checkpoint_every", "resume", "tensorboard", "data_path")

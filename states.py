@@ -9,7 +9,7 @@ import packed
 from continuum.tasks import MOST_OUTPUTS, MOST_TASKS
 from errors import UserError
 
-FORMAT = "mer-state/1"
+FORMAT = "mer-state/2"
 ENDING = ".state"
 KINDS = {"flags": dict, "sizes": dict, "class_ranges": list | None, "learner": dict}
 # flags on which the layout of a learner's state depends

@@ -13,7 +13,7 @@ What makes them fast is what they leave out, and what they read once for many:
   * Everything is one of the row operations of _rows.pxi.
   * Examples come in groups of up to GROUP, which pass over the rows together.
 
-Every kernel runs without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
+The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
 """
 from libc.math cimport expf, logf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
@@ -762,7 +762,7 @@ cdef class TaskGradients:
         return self.G + min(k, self.n_tasks - 1) * self.net.n_weights + start
 
     cdef void products(self, Py_ssize_t k, Py_ssize_t start, const float *b, const float *c, float *sums) noexcept nogil:
-        """sums[2 i], sums[2 i + 1] = g_(k+i) . b, g_(k+i) . c for i < 4, of the stretch from number `start` on.  O(STRETCH)"""
+        """sums[2 i], sums[2 i + 1] = g_(k+i) . b, g_(k+i) . c for i < 4: the part of a stretch from `start`.  O(STRETCH)"""
         cdef const float *rows[4]
         cdef const float *others[2]
         cdef Py_ssize_t i
