@@ -57,9 +57,9 @@ def examples(experience, t, n):
 
 
 def fill(experience):
-    """Fills the memory of a replay learner, one task after another, without learning."""
+    """Fills the memory of a replay learner, one task after another, without learning; of any other nothing."""
     learner, n_tasks = experience.learner, len(experience.tasks)
-    for t in range(n_tasks):
+    for t in range(n_tasks if hasattr(learner, "memory") else 0):
         for x, _, y in examples(experience, t, -(-learner.memory.capacity // n_tasks)):
             learner.memory.remember(learner.examples.put(0, x, t, y)[0])
 
@@ -125,8 +125,7 @@ def bench_steps(table):
 
         def make(engine, flags=flags):
             experience = make_experience(tasks, flags, engine)
-            if hasattr(experience.learner, "memory"):
-                fill(experience)
+            fill(experience)
             return experience
 
         def measure(experience):
@@ -244,10 +243,9 @@ def bench_runs(table):
 
 def extrapolated(flags, n=200):
     """(seconds, a note) of a run on the reference engine, with the threads that it takes by itself."""
-    tasks = load_tasks(str(ROOT / "data"), MANY if MANY in flags else ROTATIONS)
+    tasks = load_tasks(str(ROOT / "data"), settings.parse(flags.split())[0].data_file)
     experience = make_experience(tasks, flags, "reference", threads=0)
-    if hasattr(experience.learner, "memory"):
-        fill(experience)
+    fill(experience)
     batch = list(examples(experience, len(tasks.tasks) - 1, n))
     begin = time.perf_counter()
     for x, t, y in batch:

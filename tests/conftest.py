@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import random
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import model
 import settings
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,12 @@ def toy_examples(n, n_inputs, n_classes, generator):
     x = generator.random((n, n_inputs)) * (generator.random((n, n_inputs)) < 0.5)
     lit = (np.arange(n_inputs) % n_classes)[None] == y.numpy()[:, None]
     return torch.from_numpy(np.where(lit, 0.5 + 0.5 * x, 0.5 * x).astype(np.float32)), y
+
+
+def copy_program(folder, *left_out):
+    """Copies the program, less data, results, tests and what else is left out, to folder/mer; returns that."""
+    ignored = shutil.ignore_patterns(".*", "results", "data", "tests", "__pycache__", *left_out)
+    return shutil.copytree(ROOT, folder / "mer", ignore=ignored)
 
 
 @pytest.fixture

@@ -5,16 +5,13 @@ They are put into a copy of the program, which runs in a process of its own.
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent
+from conftest import ROOT, copy_program
 
 GEM_STYLE = """
 import torch
@@ -142,10 +139,7 @@ for words in json.load(sys.stdin):
 def results(tmp_path_factory):
     """{name: what main.py did} of all command lines, in one process of a copy of the program with more learners."""
     folder = tmp_path_factory.mktemp("copy")
-    ignored = shutil.ignore_patterns(
-        ".*", "build", "results", "data", "tests", "benchmarks", "__pycache__", "*.c", "*.pyx"
-    )
-    shutil.copytree(ROOT, folder / "mer", ignore=ignored)
+    copy_program(folder, "build", "benchmarks", "*.c", "*.pyx")
     learners = {"gemstyle": GEM_STYLE, "absolute": ABSOLUTE, "ownflags": OWN_FLAGS, "broken": BROKEN}
     example, source = readme_learner()
     if example:

@@ -1,20 +1,19 @@
 """setup.py where something is missing: it says so in one line, leaves no stale kernels, and the program runs."""
 
 import os
-import shutil
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import pytest
+from conftest import copy_program
 
-ROOT = Path(__file__).parent.parent
 BUILD = ["--quiet", "build_ext", "--inplace"]
 NO_CYTHON = f"import runpy, sys; sys.modules['Cython'] = None; sys.argv[1:] = {BUILD}; runpy.run_path('setup.py')"
 
 
 def python(folder, *words, **environment):
+    """What became of `python words` in that folder."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=folder,
@@ -28,10 +27,7 @@ def python(folder, *words, **environment):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """A copy of the program without compiled kernels; what Cython made is there, to save time."""
-    folder = tmp_path_factory.mktemp("copy") / "mer"
-    ignored = shutil.ignore_patterns(".*", "lib.*", "temp.*", "results", "data", "tests", "__pycache__", "*.so")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    return folder
+    return copy_program(tmp_path_factory.mktemp("copy"), "lib.*", "temp.*", "*.so")
 
 
 @pytest.mark.parametrize(

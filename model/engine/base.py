@@ -81,11 +81,29 @@ class Network(ABC):
 
         An anchor is {"importance", "optimum"}, its strength * importance and its theta*, (P,) each; or, for several,
         the sums {"stiffness", "pull", "constant"}: of importance, importance * optimum, importance * optimum^2.
+        `as_one` and `as_sums` make either of the other.
         """
 
     @abstractmethod
     def load_state(self, state):
         """Goes on where `state` was taken: exactly if that was on this engine, else up to rounding."""
+
+
+def as_one(anchor):
+    """An anchor of a `Network.state` in the first form: of sums it keeps the gradient, but not the constant."""
+    if "importance" in anchor:
+        return anchor
+    stiffness, pull = anchor["stiffness"], anchor["pull"].view_as(anchor["stiffness"])
+    return {"importance": stiffness, "optimum": torch.where(stiffness == 0, 0.0, pull / stiffness)}
+
+
+def as_sums(anchor):
+    """An anchor of a `Network.state` in the second form."""
+    if "stiffness" in anchor:
+        return anchor
+    importance, optimum = anchor["importance"], anchor["optimum"].view_as(anchor["importance"])
+    pull = importance * optimum
+    return {"stiffness": importance, "pull": pull, "constant": float((pull.double() * optimum).sum())}
 
 
 class TaskGradients(ABC):

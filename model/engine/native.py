@@ -176,16 +176,11 @@ class NativeNetwork(base.Network):
 
     def load_state(self, state):
         self.load_state_dict(state["weights"])
-        sums = [self._sums(**anchor) for anchor in state["anchors"]]
-        self.mlp.set_anchors([sum(parts) for parts in zip(*sums, strict=True)] or None)
-
-    @staticmethod
-    def _sums(importance=None, optimum=None, stiffness=None, pull=None, constant=None):
-        """(stiffness, pull, constant) of an anchor in either form."""
-        if stiffness is None:
-            stiffness, pull = importance, importance * optimum
-            constant = float((pull.double() * optimum).sum())
-        return stiffness.numpy(), pull.numpy(), constant
+        anchors = [base.as_sums(anchor) for anchor in state["anchors"]]
+        stiffness, pull, constant = (
+            sum(anchor[name] for anchor in anchors) for name in ("stiffness", "pull", "constant")
+        )
+        self.mlp.set_anchors((stiffness.numpy(), pull.numpy(), constant) if anchors else None)
 
 
 class NativeTaskGradients(base.TaskGradients):

@@ -157,23 +157,19 @@ class ReferenceNetwork(base.Network):
         self.module.load_state_dict(self.module.state_dict() | state)  # a network may have more heads than are known
 
     def state(self):
-        names = ("importance", "optimum")
-        flat = [[torch.cat([part.flatten() for part in parts]).cpu() for parts in anchor] for anchor in self._anchors]
-        return {"weights": self.state_dict(), "anchors": [dict(zip(names, pair, strict=True)) for pair in flat]}
+        def flat(parts):
+            return torch.cat([part.flatten() for part in parts]).cpu()
+
+        anchors = [{"importance": flat(parts), "optimum": flat(optima)} for parts, optima in self._anchors]
+        return {"weights": self.state_dict(), "anchors": anchors}
 
     def load_state(self, state):
         self.load_state_dict(state["weights"])
+        anchors = [base.as_one(anchor) for anchor in state["anchors"]]
         self._anchors = [
-            tuple(self._split(flat.to(self.engine.device)) for flat in self._importance_and_optimum(**anchor))
-            for anchor in state["anchors"]
+            tuple(self._split(anchor[name].to(self.engine.device)) for name in ("importance", "optimum"))
+            for anchor in anchors
         ]
-
-    @staticmethod
-    def _importance_and_optimum(importance=None, optimum=None, stiffness=None, pull=None, constant=None):
-        """Of an anchor in either form. One that stands for several has their gradient, and less loss by a constant."""
-        if stiffness is None:
-            return importance, optimum
-        return stiffness, torch.where(stiffness == 0, 0.0, pull / stiffness)
 
 
 class ReferenceTaskGradients(base.TaskGradients):
