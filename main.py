@@ -8,16 +8,13 @@ from contextlib import closing, suppress
 
 import torch
 
-import checkpoints
-import results
-import settings
-import states
-from continuum.evaluation import Evaluator
-from continuum.experience import Diverged, Experience, seed_everything
-from continuum.files import load_tasks
-from continuum.stream import Stream
 from errors import UserError
-from watchers import ProgressBar, TensorBoard, Watchers
+from run import checkpoints, continuation, saving, settings
+from run.evaluation import Evaluator
+from run.experience import Diverged, Experience, seed_everything
+from run.stream import Stream
+from run.watchers import ProgressBar, TensorBoard, Watchers
+from tasks.files import load_tasks
 
 
 def run(args, learner_class, checkpoint=None):
@@ -25,7 +22,7 @@ def run(args, learner_class, checkpoint=None):
 
     checkpoint   None, or (path, content) of the checkpoint to go on from
     """
-    results.check_writable(args)
+    saving.check_writable(args)
     begin = time.perf_counter()
     tasks = load_tasks(args.data_path, args.data_file, args.data_seed)
     journal = checkpoints.Journal(args, tasks.identity, time.perf_counter() - begin)
@@ -36,7 +33,7 @@ def run(args, learner_class, checkpoint=None):
             args.threads = checkpoint[1]["flags"]["threads"]
     args.resume = None  # a run that was interrupted leaves what another does
     torch.set_num_threads(args.threads)
-    before = states.load(args.start_from, args, tasks) if args.start_from is not None else None
+    before = continuation.load(args.start_from, args, tasks) if args.start_from is not None else None
     experience = set_out(args, learner_class, tasks, before)
     announce(args, tasks, experience, reason)
     if checkpoint:
@@ -75,7 +72,7 @@ def learn(args, experience, checkpointer):
 
 def finish(args, tasks, experience, journal, about):
     """Saves the results and says where; returns the exit code."""
-    path, line, trouble = results.save(args.save_path, journal.name, experience, args, tasks, about)
+    path, line, trouble = saving.save(args.save_path, journal.name, experience, args, tasks, about)
     if not trouble:
         journal.discard_checkpoints()
     try:
@@ -106,7 +103,7 @@ def set_out(args, learner_class, tasks, before=None):
         own.batch_size = max(own.batch_size, before["sizes"]["first_free_slot"])
     learner = learner_class(tasks.n_inputs, n_outputs, first_task + len(tasks.tasks), own)
     if before:
-        states.hand_over(args.start_from, before, learner)
+        continuation.hand_over(args.start_from, before, learner)
     if isinstance(learner, torch.nn.Module) and args.cuda:
         learner.cuda()
     return Experience(learner, tasks.tasks, stream, Evaluator(tasks.tasks, args.threads), args.log_every, first_task)

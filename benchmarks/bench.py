@@ -26,13 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import results  # noqa: E402
-import settings  # noqa: E402
-import sweep  # noqa: E402
-from continuum.evaluation import Evaluator, n_scored  # noqa: E402
-from continuum.files import load_tasks  # noqa: E402
 from main import set_out  # noqa: E402
 from model.engine import _compiled  # noqa: E402
+from run import provenance, settings  # noqa: E402
+from run.evaluation import Evaluator, n_scored  # noqa: E402
+from sweep.commands import experiments  # noqa: E402
+from tasks.files import load_tasks  # noqa: E402
 
 ENGINES = ("native", "reference")
 ROTATIONS = "mnist_rotations.pt"
@@ -115,7 +114,7 @@ def steps_per_example(args):
 def bench_steps(table):
     """The experiments of mer_examples.sh on Rotations: an example, the memory being full, and one of its SGD steps."""
     tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
-    for experiment in sweep.experiments():
+    for experiment in experiments():
         if experiment["data_file"] != ROTATIONS or experiment["model"] in ("gem", "ewc"):  # bench_tasks has those
             continue
         words = {True: "yes", False: "no"}
@@ -279,11 +278,11 @@ def main():
         PARTS[part](table)
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}
-    where |= {"versions": results.versions(), **results.commit()}
+    where = {"cpu": provenance.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}
+    where |= {"versions": provenance.versions(), **provenance.commit()}
     path = folder / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}.json"
     path.write_text(
-        json.dumps({"date": results.now(), "machine": where, "parts": chosen, "rows": table.rows}, indent=1)
+        json.dumps({"date": provenance.now(), "machine": where, "parts": chosen, "rows": table.rows}, indent=1)
     )
     print(f"written to {path.relative_to(ROOT)}")
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import metrics  # noqa: E402
-import results  # noqa: E402
-import settings  # noqa: E402
-from continuum import mnist, tasks  # noqa: E402
 from main import set_out  # noqa: E402
+from run import provenance, settings  # noqa: E402
+from tasks import mnist  # noqa: E402
+from tasks import taskset as tasks  # noqa: E402
 
 METRICS = ("RA", "LA", "BTI", "FWT")
 N_TRAIN = 3000  # images of each task, as in the original's runs of paper_size.json
@@ -138,10 +138,15 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     for part in chosen:
         text, raw = PARTS[part]()
-        where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "versions": results.versions(), **results.commit()}
+        where = {
+            "cpu": provenance.cpu_name(),
+            "cores": os.cpu_count(),
+            "versions": provenance.versions(),
+            **provenance.commit(),
+        }
         (folder / f"{part}.md").write_text(text)
         (folder / f"{part}.json").write_text(
-            json.dumps({"date": results.now(), "machine": where, "runs": raw}, indent=1)
+            json.dumps({"date": provenance.now(), "machine": where, "runs": raw}, indent=1)
         )
         print(text)
 

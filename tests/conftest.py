@@ -14,7 +14,7 @@ import torch
 
 import main
 import model
-import settings
+from run import settings
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent

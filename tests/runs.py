@@ -22,8 +22,8 @@ from conftest import toy_examples
 
 import main
 import model
-import results
-from continuum.experience import Experience
+from run import provenance
+from run.experience import Experience
 
 # engine, draws
 WAYS = (("native", "uniform"), ("native", "shuffle"), ("reference", "shuffle"), ("reference", "uniform"))
@@ -80,7 +80,7 @@ def result_in(folder, name="results"):
 @pytest.fixture(name="go")
 def go_fixture(monkeypatch, capsys):
     """go(folder, *words): main.py's exit code, stdout and stderr, run in that folder, in this process."""
-    monkeypatch.setattr("results.commit", lambda: {"commit": None, "dirty": None})  # asks git, slowly
+    monkeypatch.setattr("run.provenance.commit", lambda: {"commit": None, "dirty": None})  # asks git, slowly
 
     def run(folder, *words):
         """Its exit code, stdout and stderr."""
@@ -187,7 +187,7 @@ def main_in(folder, words):
 
     def run():
         os.chdir(folder)
-        results.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
+        provenance.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
         return main.main([str(word) for word in words])
 
     return run

@@ -9,8 +9,8 @@ from conftest import toy_examples
 
 import main
 import model
-import settings
 from model.learner import Learner
+from run import settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
 

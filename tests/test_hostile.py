@@ -17,13 +17,12 @@ import torch
 from hypothesis import strategies as some
 from runs import DATA, WAYS, in_child, main_in, place, result_in, words_of
 
-import checkpoints
 import main
 import model
-import packed
-import settings
-from continuum.files import load_tasks, write_compact
-from reporting.read import read_folder
+from disk import safe
+from report.read import read_folder
+from run import checkpoints, settings
+from tasks.files import load_tasks, write_compact
 
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
 
@@ -132,7 +131,7 @@ def test_command_lines(n, room, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(room, folder, ignore=shutil.ignore_patterns("results"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("results.commit", lambda: {"commit": None, "dirty": None})
+    monkeypatch.setattr("run.provenance.commit", lambda: {"commit": None, "dirty": None})
     seen = {}
 
     @hypothesis.settings(
@@ -318,9 +317,9 @@ def spoil_a_value(chance, whole, other):
     )
     value = chance.choice(ODD_VALUES)
     try:
-        return packed.dump(replaced(content, path, value))
+        return safe.dump(replaced(content, path, value))
     except KeyError:
-        return packed.dump(content)
+        return safe.dump(content)
 
 
 SPOILS = (damaged, spoil_inside, spoil_a_value)
