@@ -24,8 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import metrics  # noqa: E402
-from main import set_out  # noqa: E402
-from run import provenance, settings  # noqa: E402
+from run import life, provenance, settings  # noqa: E402
 from tasks import mnist  # noqa: E402
 from tasks import taskset as tasks  # noqa: E402
 
@@ -52,12 +51,11 @@ def task_set(name, n_tasks):
 def run(job):
     """{metric: value} of one run; job = (flags, number of tasks)."""
     flags, n_tasks = job
-    args, learner_class, _ = settings.parse([*flags.split(), "--threads", "1"])
-    data = task_set(args.data_file, n_tasks)
-    settings.resolve_engine(args, learner_class, data)
+    given = settings.parse([*flags.split(), "--threads", "1"])
+    data = task_set(given.data_file, n_tasks)
     torch.set_num_threads(1)
-    experience = set_out(args, learner_class, data)
-    for _ in experience.live():
+    experience = life.make_experience(settings.resolve(given, data)[0], data)
+    for _ in experience.learn():
         pass
     summary = metrics.summarise(experience.result_t, experience.result_a())
     return {metric: float(getattr(summary, metric)) for metric in METRICS}

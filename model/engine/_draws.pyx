@@ -10,6 +10,11 @@ from libc.stdlib cimport free, malloc
 import random
 
 cdef extern from *:
+    const char *IDENTITY            # the hash of what this was built of, from setup.py
+
+identity = IDENTITY.decode()
+
+cdef extern from *:
     """
     #if defined(__x86_64__)
     #define CPU_HAS(feature) (__builtin_cpu_supports(feature) != 0)

@@ -43,22 +43,22 @@ def literally(words, first, second):
 
     first, second   (tasks, seed) of the streams; every part is seeded, streamed and drawn as a run of its own
     """
-    args, learner_class, _ = settings.parse(words)
+    args = settings.parse(words)
     n_known = len(first[0].tasks)
     rows, learner = [], None
     for (tasks, seed), start in ((first, 0), (second, n_known)):
         seed_everything(seed)
         stream = Stream([len(task.train) for task in tasks.tasks])
-        args.seed = seed
-        settings.resolve_engine(args, learner_class, tasks)
+        chosen, _ = settings.resolve(args.changed(seed=seed), tasks)
+        own = settings.learner_args(chosen, tasks, minibatch_slots=1)
         n_tasks = n_known + len(second[0].tasks)
-        fresh = learner_class(tasks.n_inputs, first[0].n_outputs, n_tasks, settings.learner_args(args, tasks))
+        fresh = args.learner(tasks.n_inputs, first[0].n_outputs, n_tasks, own)
         if learner is None:
             learner = fresh
             # where the number of tasks decides the initial weights of others, those of the first run
             seed_everything(seed)
             Stream([len(task.train) for task in tasks.tasks])
-            known = learner_class(tasks.n_inputs, tasks.n_outputs, n_known, settings.learner_args(args, tasks))
+            known = args.learner(tasks.n_inputs, tasks.n_outputs, n_known, own)
             learner.load_state_dict(known.state_dict())
             learner.engine.draws.setstate(known.engine.draws.getstate())
         else:
