@@ -1,6 +1,6 @@
 """What a torch module that is not ours keeps, in its weights and attributes, as plain values and tensors; and back.
 
-A module knows more than its `state_dict`: episodic memories in lists, counters, random streams, an optimizer's momentum.
+A module knows more than its `state_dict`: memories in lists, counters, random streams, an optimizer's momentum.
 `Walk` finds all of it and makes a table of nodes, which may refer to one another, so that two names of one list, or two
 views of one tensor, stay that. Nothing is executed to read it: only what stands here can be made of a node.
 
@@ -181,8 +181,8 @@ class Walk:
             first = min(start, first) // ALIGNED * ALIGNED
             self._storages[key] = place, storage, first, max(end, last)
             shape = (str(tensor.dtype), start, tuple(tensor.shape), tensor.stride())
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            return ("tensor", place, *shape, is_parameter, tensor.requires_grad, self._value(tensor.grad, f"{path}.grad"))
+            role = (isinstance(tensor, torch.nn.Parameter), tensor.requires_grad)
+            return ("tensor", place, *shape, *role, self._value(tensor.grad, f"{path}.grad"))
         return None
 
     def _array(self, array, path):
