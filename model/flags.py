@@ -15,6 +15,8 @@ from typing import Any
 
 MOST = 2**31 - 1  # of what is counted
 MOST_NUMBER = 3e38  # float32 has no larger one
+ENGINES = ("native", "reference")  # what computes: model.engine
+DRAWS = ("uniform", "shuffle")  # random sources of the memories: model.memory
 
 
 SCIENCE = "science"  # a run's numbers depend on it

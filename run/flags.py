@@ -2,7 +2,7 @@
 
 import argparse
 
-from model.flags import DATA, FREE, PLACE, SHAPE, Flag, integer, yes_no
+from model.flags import DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
 MOST_THREADS = 1024
@@ -87,14 +87,14 @@ GROUPS = {
     ),
     "machine": (
         Flag("cuda", yes_no, False, "run on the GPU", bare=True),
-        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, "native", "reference")),
+        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES)),
         Flag(
             "draws",
             text,
             AUTO,
             "random source of the memories: uniform (our own generator) or shuffle (the original's stream, slower); "
             "auto: shuffle on the reference engine",
-            (AUTO, "uniform", "shuffle"),
+            (AUTO, *DRAWS),
         ),
         Flag(
             "threads",

@@ -39,7 +39,9 @@ def code_identity(learner, engine="reference"):
             tree = ast.parse(path.read_bytes())
             left += _imported(tree, name, path)
             found[name] = ast.unparse(_without_docstrings(tree))
-    text = "".join(f"{name}\0{found[name]}\0" for name in sorted(found)) + _kernel_sources(engine)
+    text = "".join(f"{name}\0{found[name]}\0" for name in sorted(found))
+    if compiled := kernels(engine):
+        text += compiled[0]
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -69,19 +71,16 @@ def _without_docstrings(tree):
     return tree
 
 
-def _kernel_sources(engine):
-    if engine != "native":
-        return ""
-    return "".join(path.read_text() for path in sorted((ROOT / "model" / "engine").glob("*.p[yx][xi]")))
-
-
 def kernels(engine):
-    """The variant of the compiled kernels that an engine computes with, or None."""
+    """(identity, variant) of the compiled kernels that an engine computes with, as they were loaded; or None.
+
+    The identity is a hash of the sources and compiler flags that they were built of; numbers depend on that.
+    """
     if engine != "native":
         return None
     from model.engine import _compiled
 
-    return _compiled.variant
+    return _compiled.identity, _compiled.variant
 
 
 def made_by(settings):
@@ -89,7 +88,7 @@ def made_by(settings):
     return {
         "since": now(),
         "code": code_identity(settings.model, settings.engine),
-        "kernels": kernels(settings.engine),
+        "kernels": " ".join(kernels(settings.engine) or ()),
         **versions(),
         "cpu": cpu_name(),
         "host": platform.node(),
