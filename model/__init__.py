@@ -57,10 +57,10 @@ def _meant(name, known):
     return meant(name, known)
 
 
-def meant(word, known, before=""):
-    """", did you mean …?" where a word looks like a known one, else nothing."""
+def meant(word, known):
+    """A question in brackets where a word looks like a known one, else nothing."""
     found = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {before}{found[0]}?)" if found else ""
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def load_all():

@@ -485,6 +485,6 @@ def _has_attributes(value):
 
 
 def article(value):
-    """"a Foo", "an Adam"."""
+    """Its class with an article: a Foo, an Adam."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -30,20 +30,19 @@ class Declared:
     """The class Net of model/<name>.py, as its text tells.
 
     flags     the Flags that it declares; () where none can be read
-    problem   None, or why its flags cannot be read, or why it cannot be imported as far as that shows, a phrase
+    problem   None, or why its flags cannot be read, a phrase
     """
 
     def __init__(self, name):
         self.name, self.flags, self.problem = name, (), None
         try:
             self.flags = _File.of(name).flags()
-            self.problem = _missing(_File.of(name).tree)
         except Unreadable as error:
             self.problem = str(error)
 
-    def mentions(self, flag):
-        """Whether its text has that name."""
-        return flag in _File.of(self.name).words()
+    def missing(self):
+        """None, or which of the packages that its file imports is not installed, and how to get it."""
+        return _missing(_File.of(self.name).tree)
 
     def type_of(self, flag):
         """The type of a flag's default where its text shows one (getattr(args, "flag", 100), an argparse), or None."""
@@ -53,6 +52,7 @@ class Declared:
             return None
 
 
+@cache
 def defines_net(text):
     """Whether the text of a file makes a class Net, or cannot be understood and looks as if it did."""
     if "Net" not in text:
@@ -117,18 +117,11 @@ class _File:
         self.bound = {bound: node for node in self.tree.body for bound in _bound(node)}
 
     @classmethod
-    @cache
     def of(cls, name):
         try:
-            return cls(name, (HERE / f"{name}.py").read_text(errors="replace"))
+            return _read(name, (HERE / f"{name}.py").read_text(errors="replace"))
         except OSError as error:
             raise Unreadable(f"it cannot be read ({error.strerror})") from error
-
-    def words(self):
-        """Its names, attributes and texts."""
-        nodes = list(ast.walk(self.tree))
-        found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-        return found | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
     def types(self):
         """{flag: type} of the defaults in getattr(args, "flag", default) and in add_argument("--flag", …)."""
@@ -153,6 +146,8 @@ class _File:
             flags = tuple(self.flags_of(net))
         except (RecursionError, AttributeError, TypeError, LookupError, ArithmeticError, ValueError) as error:
             raise Unreadable(str(error)) from error
+        if not all(isinstance(flag, model.flags.Flag) for flag in flags):
+            raise Unreadable(f"its flags are {flags!r:.60}, and must be Flag objects")
         return flags
 
     def flags_of(self, cls):
@@ -219,3 +214,8 @@ class _File:
         if node is None and name in BUILTINS:
             return BUILTINS[name]
         raise Unreadable(f"its flags are known only when it runs: {name}")
+
+
+@cache
+def _read(name, text):
+    return _File(name, text)

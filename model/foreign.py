@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -131,10 +132,10 @@ class Foreign:
             raise LearnerFailed(
                 f"{self.name}: its forward returned {article(outputs)}, and must return the (B, C) outputs alone"
             )
-        if outputs.ndim != 2 or len(outputs) != len(x):
+        if outputs.ndim != 2 or len(outputs) != len(x) or not outputs.numel() or not outputs.is_floating_point():
             raise LearnerFailed(
-                f"{self.name}: its forward returned a tensor of {tuple(outputs.shape)} for {len(x)} examples, and must "
-                f"return ({len(x)}, {self.n_outputs})"
+                f"{self.name}: its forward returned a {outputs.dtype} tensor of {tuple(outputs.shape)} for {len(x)} "
+                f"examples, and must return floats of ({len(x)}, {self.n_outputs})"
             )
         return outputs
 
@@ -153,7 +154,8 @@ class Foreign:
         """Its state_dict as far as that is plain values and tensors, on the CPU; what is left out is in the notes."""
         self.left_out = []
         try:
-            return self._plain(_method(self.module, "state_dict")(self.module), "state_dict")
+            found = self._plain(_method(self.module, "state_dict")(self.module), "state_dict")
+            return found if isinstance(found, dict) else {"state_dict": found}
         except Exception as error:
             self.left_out = [f"state_dict: {type(error).__name__}: {_one_line(error)}"]
             return {}
@@ -177,7 +179,10 @@ class Foreign:
     # what it keeps
 
     def _walk(self):
-        return Walk(self.module, self.file, self.args, getattr(self, "_born", None), self.device)
+        try:
+            return Walk(self.module, self.file, self.args, getattr(self, "_born", None), self.device)
+        except Exception as error:  # an attribute may be of any kind
+            return _NoWalk({"": f"cannot be looked at ({type(error).__name__}: {_one_line(error)})"})
 
     def why_no_state(self):
         """None, or what of it can be in no checkpoint, a phrase."""
@@ -186,7 +191,7 @@ class Foreign:
     def _why_not(self, walk):
         if not walk.problems:
             return None
-        named = [f"attribute {name!r} {what}" for name, what in walk.problems.items()]
+        named = [f"attribute {name!r} {what}" if name else what for name, what in walk.problems.items()]
         more = f", and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
         return f"{self.name} cannot be resumed exactly: {', '.join(named[:MOST_NAMED])}{more}"
 
@@ -219,7 +224,7 @@ class Foreign:
             remarks.append(f"note: {self.name}: {order}")
         why = self.why_no_state()
         if why:
-            remarks.append(f"note: {why}; there will be no checkpoint")
+            remarks.append(f"note: {why}; there will be no checkpoint of it, and no .state to start from")
         return remarks
 
     # what it raises
@@ -271,6 +276,13 @@ class Foreign:
 
 class NoState(ValueError):
     """A learner's state cannot be kept. The message says why."""
+
+
+@dataclass
+class _NoWalk:
+    problems: dict
+    fixed: dict = field(default_factory=dict)
+    flags: dict = field(default_factory=dict)
 
 
 def _method(module, name):

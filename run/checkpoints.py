@@ -15,7 +15,7 @@ from pathlib import Path
 from disk import safe
 from disk.atomic import remove_leftovers, writing
 from errors import UserError
-from model.learner import Learner
+from model.foreign import NoState
 from run import provenance, saving
 
 FORMAT = "mer-checkpoint/3"
@@ -180,8 +180,8 @@ class Checkpointer:
 
     def __init__(self, every, journal, experience, warn, clock=time.monotonic):
         self.journal, self.experience, self.warn, self.clock = journal, experience, warn, clock
-        self.can_go_on = isinstance(experience.learner, Learner)  # not so a torch module of its own
-        self.every = every if self.can_go_on else None
+        self.why_not = experience.learner.why_no_state()
+        self.every = every if self.why_not is None else None
         self.last, self.received, self.warned = clock(), None, False
 
     def __enter__(self):
@@ -205,20 +205,24 @@ class Checkpointer:
         if self._due(batch.number + 1):
             try:
                 self.journal.save_checkpoint(self.experience)
-            except OSError as error:
+            except (OSError, NoState) as error:
                 if not self.warned:
                     self.warn(f"warning: no checkpoint can be written ({error}); the run goes on without")
                 self.warned = True
 
     def _last_checkpoint(self):
         """Path of one written now, in the results' folder or the temporary one; else of an earlier one; else None."""
-        if self.can_go_on:
-            try:
-                self.journal.save_checkpoint(self.experience)
-            except OSError as error:
-                self.warn(f"error: no checkpoint can be written there ({error})")
-                with suppress(OSError):
-                    self.journal.save_checkpoint(self.experience, tempfile.mkdtemp(prefix="mer_rescued_"))
+        if self.why_not is not None:
+            self.warn(f"no checkpoint: {self.why_not}")
+            return None
+        try:
+            self.journal.save_checkpoint(self.experience)
+        except NoState as error:
+            self.warn(f"no checkpoint of now: {error}")
+        except OSError as error:
+            self.warn(f"error: no checkpoint can be written there ({error})")
+            with suppress(OSError):
+                self.journal.save_checkpoint(self.experience, tempfile.mkdtemp(prefix="mer_rescued_"))
         return next((path for path in reversed(self.journal.checkpoints) if path.exists()), None)
 
     def _due(self, n_learned):
