@@ -210,11 +210,12 @@ class Walk:
         """An object of a class of the learner's own file, which is all that its attributes are."""
         cls = type(value)
         mine = [base for base in cls.__mro__ if base.__module__ == self.file.__name__]
-        plain = not any("__slots__" in vars(base) or "__getstate__" in vars(base) for base in mine)
-        if plain and cls in mine and getattr(self.file, cls.__name__, None) is cls:
-            if set(cls.__mro__) - set(mine) == {object}:
+        others = set(cls.__mro__) - set(mine)
+        if cls in mine and getattr(self.file, cls.__name__, None) is cls:
+            hidden = any("__slots__" in vars(base) or "__getstate__" in vars(base) for base in mine)
+            if others == {object} and not hidden:
                 return ("record", cls.__name__, self._attributes(vars(value), path))
-            if issubclass(cls, tuple) and hasattr(cls, "_fields") and set(cls.__mro__) - set(mine) == {object, tuple}:
+            if others == {object, tuple} and hasattr(cls, "_fields"):
                 return ("named tuple", cls.__name__, self._values(value, path))
         self.problems[path] = f"is {article(value)}"
         return None

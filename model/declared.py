@@ -144,7 +144,9 @@ class _File:
         try:
             net = self.value(ast.Name("Net"))
             flags = tuple(self.flags_of(net))
-        except (RecursionError, AttributeError, TypeError, LookupError, ArithmeticError, ValueError) as error:
+        except RecursionError:
+            raise Unreadable("its Net is made of itself") from None
+        except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError) as error:
             raise Unreadable(str(error)) from error
         if not all(isinstance(flag, model.flags.Flag) for flag in flags):
             raise Unreadable(f"its flags are {flags!r:.60}, and must be Flag objects")

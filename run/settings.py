@@ -122,8 +122,9 @@ def _clash(flags, known):
         other, readers = known.get(flag.name, (flag, ()))
         if (other.default, _domain(other)) != (flag.default, _domain(flag)):
             what = f"{_domain(flag)}, default {as_text(flag.default)}"
+            owner = "model/flags.py" if other in PAPER else f"model/{readers[0]}.py"
             return (
-                f"its flag --{flag.name} ({what}) is already declared by {readers[0] if readers else 'model/flags.py'} "
+                f"its flag --{flag.name} ({what}) is already declared by {owner} "
                 f"({_domain(other)}, default {as_text(other.default)})"
             )
     return None
@@ -137,17 +138,14 @@ def _domain(flag):
     return getattr(flag.parse, "domain", None) or getattr(flag.parse, "__name__", "value")
 
 
-def left_out(learners, chosen=None):
-    """Lines that say which of the learners' files cannot be used, as far as that shows unimported."""
-    found = []
-    known = hyperparameters(learners, chosen)
+def left_out(learners):
+    """{name: why} of the learners that cannot be used, as far as shows in classes and in what model.read_all tells."""
+    known, found = hyperparameters(learners), {}
     for name, learner in learners.items():
-        why = getattr(learner, "problem", None) or getattr(learner, "missing", lambda: None)()
-        if not why and name != chosen:
-            others = {flag: (it, [r for r in readers if r != name]) for flag, (it, readers) in known.items()}
-            why = _clash(flags_of(learner), others)
+        unusable = not isinstance(learner, type) and (learner.problem or learner.missing())
+        why = unusable or _clash(flags_of(learner), known)
         if why:
-            found.append(f"note: model/{name}.py: {why}")
+            found[name] = why
     return found
 
 
@@ -231,9 +229,12 @@ def parse(words=None, before=None):
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
     name = _model_in(words) or before.get("model", MODEL.default)
     if {"-h", "--help"} & set(words):
-        for line in left_out(learners):
-            print(line, file=sys.stderr)
-        make_parser(learners).parse_args(["--help"])
+        with suppress(UserError):  # then left_out says why
+            learners |= {name: model.load(name)}
+        useless = left_out(learners)
+        for name, why in useless.items():
+            print(f"note: model/{name}.py is left out: {why}", file=sys.stderr)
+        make_parser({name: learner for name, learner in learners.items() if name not in useless}).parse_args(["--help"])
     learner = model.load(name)
     about, learners = learners[name], learners | {name: learner}
     parser = make_parser(learners, name)
