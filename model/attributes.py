@@ -295,7 +295,8 @@ class _Restoring:
         if kind in NAMESPACES or kind == "record":
             vars(empty).update(self._named(parts[-1]))
         elif isinstance(empty, dict):
-            dict.update(empty, self._pairs(parts[-1]))
+            for key, value in self._pairs(parts[-1]).items():
+                empty[key] = value
         elif isinstance(empty, set):
             empty.update(self._list(parts[-1]))
         else:
@@ -482,7 +483,7 @@ def same(one, other):
 
 
 def _has_attributes(value):
-    return hasattr(value, "__dict__") and not isinstance(value, type | torch.nn.Module | CODE)
+    return hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, *CODE))
 
 
 def article(value):

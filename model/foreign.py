@@ -191,7 +191,7 @@ class Foreign:
     def _why_not(self, walk):
         if not walk.problems:
             return None
-        named = [f"attribute {name!r} {what}" if name else what for name, what in walk.problems.items()]
+        named = [f"attribute '{name}' {what}" if name else what for name, what in walk.problems.items()]
         more = f", and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
         return f"{self.name} cannot be resumed exactly: {', '.join(named[:MOST_NAMED])}{more}"
 

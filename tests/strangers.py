@@ -91,7 +91,7 @@ def write_tasks(folder):
 def run(program, lines):
     """{name: code, out, err, files} of runs {name: (words, minibatch at which SIGTERM comes)}, in one process."""
     words = [
-        [[*line, "--save_path", f"../results/{name}", "--data_path", "../data/"], stop]
+        [[*line, "--save_path", f"../results/{name.replace(' ', '_')}", "--data_path", "../data/"], stop]
         for name, (line, stop) in lines.items()
     ]
     done = subprocess.run(
@@ -105,7 +105,7 @@ def run(program, lines):
     assert done.returncode == 0, done.stderr
     found = {}
     for name, text in zip(lines, done.stdout.splitlines(), strict=True):
-        files = {path.suffix: path for path in (program.parent / "results" / name).glob("*")}
+        files = {path.suffix: path for path in (program.parent / "results" / name.replace(" ", "_")).glob("*")}
         found[name] = SimpleNamespace(**json.loads(text), files=files)
         assert "Traceback" not in found[name].out + found[name].err, found[name].err
     return found
