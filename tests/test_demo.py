@@ -12,7 +12,7 @@ KNOWN = ("online", "ewc", "eralg4", "meralg1")
 @pytest.mark.filterwarnings("ignore:Matplotlib is building the font cache")
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    few = demo.COMMON.replace("--samples_per_task 1000", "--samples_per_task 4").replace("log_every 100", "log_every 40")
+    few = demo.COMMON.replace("samples_per_task 1000", "samples_per_task 4").replace("log_every 100", "log_every 40")
     monkeypatch.setattr(demo, "COMMON", few)
     assert demo.demo(seed=3) == 0
     out = capsys.readouterr().out
