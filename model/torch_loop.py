@@ -21,6 +21,7 @@ Sources
 import json
 import os
 import time
+import weakref
 import zlib
 from collections import deque
 from pathlib import Path
@@ -50,6 +51,7 @@ class Reptile:
     first acts first (Algorithm 1: `every` = k within a batch, then s k across batches).
     Without `buffers`, the running statistics of batch norm go on as they are: those of the last weights before the
     interpolation. With them, they are interpolated as well. Neither is exact: statistics are not linear in theta.
+    A forward pass changes buffers before the first step: theirs begin where the last block ended (`begin`).
 
     Raises ValueError for an `every` that is no positive whole number or a `step` that is not finite, TypeError for what
     is no optimizer.
@@ -60,8 +62,9 @@ class Reptile:
             raise TypeError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer")
         self.optimizer, self._buffers = optimizer, [b for b in buffers if b.is_floating_point()]
         self._set(every, step)
-        self.count = 0  # steps since theta0
-        self._theta0 = {}  # tensor -> what it was; in mid-block only
+        self._others = vars(optimizer).setdefault("_reptiles", [])  # all on this optimizer
+        self._others.append(self)
+        self.begin()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -74,17 +77,22 @@ class Reptile:
             raise ValueError(f"step={step!r}: it must be a finite number")
         self.every, self.step = every, float(step)
 
+    def begin(self):
+        """A block begins here, whatever was open: for weights and buffers that were loaded after this was made."""
+        self.count = 0  # steps since theta0
+        self._theta0 = {value: value.detach().clone() for value in self._buffers}  # tensor -> what it was
+
+    def _mark(self):
+        for p in self._parameters():
+            if p not in self._theta0:
+                self._theta0[p] = p.detach().clone()
+
     def _parameters(self):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _mark(self):
-        for value in (*self._parameters(), *self._buffers):
-            if value not in self._theta0:
-                self._theta0[value] = value.detach().clone()
-
     def _before_step(self, *_):
         if self.count == 0:  # also after a first step that raised
-            self._theta0.clear()
+            self._theta0 = {value: self._theta0[value] for value in self._buffers}
         self._mark()
 
     def _after_step(self, *_):
@@ -98,40 +106,43 @@ class Reptile:
     @torch.no_grad()
     def interpolate(self):
         """Ends the block now: theta <- theta0 + step (theta - theta0). Nothing if no step was taken since the last."""
-        for value, before in self._theta0.items():
-            value.copy_(before + (value - before) * self.step)
-        self._theta0.clear()
-        self.count = 0
+        if self.count:
+            for value, before in self._theta0.items():
+                value.copy_(before + (value - before) * self.step)
+            self.begin()
+            for other in self._others:  # where theirs ended too, their next one begins where this one ended
+                if other.count == 0:
+                    other.begin()
 
     def remove(self):
         """Leaves the optimizer alone from now on; the block that is open is not interpolated."""
         for hook in self._hooks:
             hook.remove()
-        self._theta0.clear()
-        self.count = 0
+        self._others.remove(self)
+        self.begin()
 
     def state_dict(self):
-        """What `load_state_dict` needs, besides the model's and the optimizer's. A copy; theta0 in mid-block only."""
-        if self._theta0:
+        """What `load_state_dict` needs, besides the model's and the optimizer's states: theta0, in mid-block."""
+        if self.count:
             self._mark()  # those that have joined since the last step
-        theta0 = {
-            name: [self._theta0[value].clone() for value in values] if self._theta0 else []
-            for name, values in (("parameters", self._parameters()), ("buffers", self._buffers))
+        parameters = self._parameters() if self.count else []
+        return {
+            "every": self.every,
+            "step": self.step,
+            "count": self.count,
+            "parameters": [self._theta0[p].clone() for p in parameters],
+            "buffers": [self._theta0[b].clone() for b in self._buffers],
         }
-        return {"every": self.every, "step": self.step, "count": self.count, **theta0}
 
     def load_state_dict(self, state):
         """Goes on exactly where `state_dict` was taken. ValueError where it is of other parameters or buffers."""
         theta0 = {}
-        if state["count"]:
-            for name, values in (("parameters", self._parameters()), ("buffers", self._buffers)):
-                found, wanted = [tuple(v.shape) for v in state[name]], [tuple(v.shape) for v in values]
-                if found != wanted:
-                    raise ValueError(
-                        f"a state of {len(found)} {name} of shapes {found}; here are {len(wanted)}: {wanted}"
-                    )
-                for value, before in zip(values, state[name], strict=True):
-                    theta0[value] = before.detach().to(value.device, value.dtype, copy=True)
+        for name, values in (("buffers", self._buffers), ("parameters", self._parameters() if state["count"] else [])):
+            found, wanted = [tuple(v.shape) for v in state[name]], [tuple(v.shape) for v in values]
+            if found != wanted:
+                raise ValueError(f"a state of {len(found)} {name} of shapes {found}; here are {len(wanted)}: {wanted}")
+            for value, before in zip(values, state[name], strict=True):
+                theta0[value] = before.detach().to(value.device, value.dtype, copy=True)
         self._set(state["every"], state["step"])
         self.count, self._theta0 = state["count"], theta0
 
@@ -415,6 +426,8 @@ class _OnDisk(_FolderItems):
 
     def __init__(self, folder, capacity):
         folder.mkdir(parents=True, exist_ok=True)
+        self._files = []
+        self._close_files = weakref.finalize(self, _close_all, self._files)
         self._claim(folder)
         index = folder / "index.bin"
         if not index.exists():
@@ -428,17 +441,19 @@ class _OnDisk(_FolderItems):
         self._n_records, self._free = 0, []  # records in use or free
         self._replaced = deque()  # for each of the two latest states: records replaced since
         self._file = open(folder / "items.bin", "r+b" if (folder / "items.bin").exists() else "w+b", buffering=0)
+        self._files.append(self._file)
         if self._ready:  # begins anew
             self._file.truncate(0)
             (folder / "layout.json").unlink(missing_ok=True)
 
     def _claim(self, folder):
-        self._lock = open(folder / "writer.lock", "w")
+        lock = open(folder / "writer.lock", "w")
+        self._files.append(lock)
         if fcntl:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._lock.close()
+                self._close_files()
                 raise RuntimeError(
                     f"another process, or another Reservoir here, writes to {folder}; read it with ReservoirReader"
                 ) from None
@@ -533,9 +548,12 @@ class _OnDisk(_FolderItems):
 
     def close(self):
         self._index = np.array(self._index)
-        for file in (self._lock, getattr(self, "_file", None)):
-            if file:
-                file.close()
+        self._close_files()
+
+
+def _close_all(files):
+    for file in files:
+        file.close()
 
 
 def _write_whole(path, content):
