@@ -22,12 +22,6 @@ cdef extern from *:
     void prefetch_line "__builtin_prefetch"(const void *, int, int) nogil
 
 
-cdef struct Sparse:             # a vector by its non-zero entries in order, the last of which is the 1 that the bias multiplies
-    Py_ssize_t n
-    int32_t *index
-    float *value
-
-
 cdef inline void prefetch(const Sparse *x) noexcept nogil:
     """Bring a vector closer to the CPU, for later."""
     cdef Py_ssize_t k

@@ -9,8 +9,9 @@ cdef struct Layer:
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    """n rounded up to whole lines."""
-    return (n + LINE - 1) // LINE * LINE
+    """n rounded up to whole lines; not to a multiple of 8 of them, which would share a few of the cache's sets."""
+    cdef Py_ssize_t lines = (n + LINE - 1) // LINE
+    return (lines + (lines % 8 == 0)) * LINE
 
 
 cdef class Layout:

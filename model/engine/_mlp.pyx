@@ -20,7 +20,6 @@ The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReL
     _layout.pxi      where the weights lie             _images.pxi      evaluation
     _reptile.pxi     theta0 of the open blocks         _anchors.pxi     quadratic penalties
 """
-from libc.math cimport expf, logf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -35,16 +34,33 @@ cdef extern from *:
 identity = IDENTITY.decode()
 
 cdef extern from "_rows.h" nogil:
-    const int LINE, NO_END
+    enum: LINE, NO_END, GROUP, FEW
+    ctypedef struct Sparse:
+        Py_ssize_t n
+        int32_t *index
+        float *value
+    ctypedef struct Entry:
+        pass
+
     Py_ssize_t add_rows(const float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index, const float *value,
                         Py_ssize_t n, int32_t end, float *vector)
-    void add_users(const float *rows, Py_ssize_t stride, Py_ssize_t width, uint64_t users, const float *value,
-                   float *vector)
     void add_to_rows(float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index, const float *value,
                      Py_ssize_t n, const float *vector)
     void dot_rows(bint update, float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
                   const float *value, Py_ssize_t n, const float *vector, float *out)
     void four_by_two(const float *const *a, const float *const *b, Py_ssize_t n, float *products)
+
+    void forward(const float *rows, Py_ssize_t width, const Sparse *x, float *h)
+    void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, const Sparse *x, Py_ssize_t n, float *h)
+    void active_units(const float *h, Py_ssize_t n, Sparse *x)
+    void keep_active(const Sparse *x, float *delta, Py_ssize_t width, Sparse *d)
+    void transpose(const float *rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t width, float *out,
+                   Py_ssize_t width_out)
+    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *start)
+    void add_sorted(const Entry *entry, const int32_t *start, Py_ssize_t n_rows, Py_ssize_t width, const float *delta,
+                    float *target)
+    double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
+
     void add_row(float *y, float a, const float *x, Py_ssize_t n)
     void interpolate(float *y, const float *y0, float step, Py_ssize_t n)
     float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n)
@@ -173,6 +189,8 @@ cdef class MLP(Weights):
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""
         cdef Py_ssize_t b = start, n, l
+        if end - start >= FEW:
+            self.batch.turn(self.w)
         while b < end:
             n = self.batch.group(b, end)
             self.batch.differentiate(self.w, b, n)
