@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import main as program
-from atomic import writing
-from reporting import figures, read, tables
+from disk.atomic import writing
+from report import figures, read, tables
 
 ROOT = Path(__file__).resolve().parent
 COMMON = "--data_file mnist_rotations.pt --samples_per_task 1000 --log_every 100 --keep_state no"

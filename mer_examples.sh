@@ -117,4 +117,4 @@ fi
 for python in .venv/bin/python python3 python; do
   if command -v "$python" >/dev/null; then break; fi
 done
-exec "$python" sweep.py --commands - "$@" < <(experiments)
+exec "$python" -m sweep --commands - "$@" < <(experiments)

@@ -26,13 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import results  # noqa: E402
-import settings  # noqa: E402
-import sweep  # noqa: E402
-from continuum.evaluation import Evaluator, n_scored  # noqa: E402
-from continuum.files import load_tasks  # noqa: E402
-from main import set_out  # noqa: E402
 from model.engine import _compiled  # noqa: E402
+from run import life, provenance, settings  # noqa: E402
+from run.evaluation import Evaluator, n_scored  # noqa: E402
+from sweep.commands import experiments  # noqa: E402
+from tasks.files import load_tasks  # noqa: E402
 
 ENGINES = ("native", "reference")
 ROTATIONS = "mnist_rotations.pt"
@@ -42,10 +40,9 @@ MANY = "mnist_manypermutations.pt"
 def make_experience(tasks, flags, engine, threads=1):
     """The Experience of a learner on an engine, nothing learned yet; threads 0: as many as a run takes by itself."""
     line = f"{flags} --data_file {tasks.name} --engine {engine} --threads {threads}"
-    args, learner_class, _ = settings.parse(line.split())
-    settings.resolve_engine(args, learner_class, tasks)
-    torch.set_num_threads(args.threads)
-    return set_out(args, learner_class, tasks)
+    chosen, _ = settings.resolve(settings.parse(line.split()), tasks)
+    torch.set_num_threads(chosen.threads)
+    return life.make_experience(chosen, tasks)
 
 
 def examples(experience, t, n):
@@ -115,13 +112,13 @@ def steps_per_example(args):
 def bench_steps(table):
     """The experiments of mer_examples.sh on Rotations: an example, the memory being full, and one of its SGD steps."""
     tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
-    for experiment in sweep.experiments():
+    for experiment in experiments():
         if experiment["data_file"] != ROTATIONS or experiment["model"] in ("gem", "ewc"):  # bench_tasks has those
             continue
         words = {True: "yes", False: "no"}
         given = {name: words[value] if isinstance(value, bool) else value for name, value in experiment.items()}
         flags = " ".join(f"--{name} {value}" for name, value in given.items() if name != "data_file")
-        args, learner_class, _ = settings.parse(flags.split())
+        args = settings.parse(flags.split())
 
         def make(engine, flags=flags):
             experience = make_experience(tasks, flags, engine)
@@ -132,7 +129,7 @@ def bench_steps(table):
             return seconds_per_example(experience, len(tasks.tasks) - 1)
 
         times = {engine: 1e6 * value for engine, value in paired(make, measure).items()}
-        read = {flag.name for flag in learner_class.flags}
+        read = {flag.name for flag in args.learner.flags}
         shown = ("memories", "replay_batch_size", "batches_per_example")
         name = " ".join([args.model, *(str(getattr(args, flag)) for flag in shown if flag in read)])
         table.add(f"{name}: example", "us", times["native"], times["reference"])
@@ -148,7 +145,7 @@ def bench_evaluation(table):
         n_images = sum(n_scored(len(task.test)) for task in tasks.tasks)
 
         def measure(experience, tasks=tasks):
-            evaluator = Evaluator(tasks.tasks, threads=1)
+            evaluator = Evaluator(dict(enumerate(tasks.tasks)), threads=1)
             begin = time.perf_counter()
             evaluator.evaluate(experience.learner).accuracies()
             return time.perf_counter() - begin
@@ -243,7 +240,7 @@ def bench_runs(table):
 
 def extrapolated(flags, n=200):
     """(seconds, a note) of a run on the reference engine, with the threads that it takes by itself."""
-    tasks = load_tasks(str(ROOT / "data"), settings.parse(flags.split())[0].data_file)
+    tasks = load_tasks(str(ROOT / "data"), settings.parse(flags.split()).data_file)
     experience = make_experience(tasks, flags, "reference", threads=0)
     fill(experience)
     batch = list(examples(experience, len(tasks.tasks) - 1, n))
@@ -279,11 +276,11 @@ def main():
         PARTS[part](table)
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}
-    where |= {"versions": results.versions(), **results.commit()}
+    where = {"cpu": provenance.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}
+    where |= {"versions": provenance.versions(), **provenance.commit()}
     path = folder / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}.json"
     path.write_text(
-        json.dumps({"date": results.now(), "machine": where, "parts": chosen, "rows": table.rows}, indent=1)
+        json.dumps({"date": provenance.now(), "machine": where, "parts": chosen, "rows": table.rows}, indent=1)
     )
     print(f"written to {path.relative_to(ROOT)}")
 

@@ -24,10 +24,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import metrics  # noqa: E402
-import results  # noqa: E402
-import settings  # noqa: E402
-from continuum import mnist, tasks  # noqa: E402
-from main import set_out  # noqa: E402
+from run import life, provenance, settings  # noqa: E402
+from tasks import mnist  # noqa: E402
+from tasks import taskset as tasks  # noqa: E402
 
 METRICS = ("RA", "LA", "BTI", "FWT")
 N_TRAIN = 3000  # images of each task, as in the original's runs of paper_size.json
@@ -52,12 +51,11 @@ def task_set(name, n_tasks):
 def run(job):
     """{metric: value} of one run; job = (flags, number of tasks)."""
     flags, n_tasks = job
-    args, learner_class, _ = settings.parse([*flags.split(), "--threads", "1"])
-    data = task_set(args.data_file, n_tasks)
-    settings.resolve_engine(args, learner_class, data)
+    given = settings.parse([*flags.split(), "--threads", "1"])
+    data = task_set(given.data_file, n_tasks)
     torch.set_num_threads(1)
-    experience = set_out(args, learner_class, data)
-    for _ in experience.live():
+    experience = life.make_experience(settings.resolve(given, data)[0], data)
+    for _ in experience.learn():
         pass
     summary = metrics.summarise(experience.result_t, experience.result_a())
     return {metric: float(getattr(summary, metric)) for metric in METRICS}
@@ -138,10 +136,15 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     for part in chosen:
         text, raw = PARTS[part]()
-        where = {"cpu": results.cpu_name(), "cores": os.cpu_count(), "versions": results.versions(), **results.commit()}
+        where = {
+            "cpu": provenance.cpu_name(),
+            "cores": os.cpu_count(),
+            "versions": provenance.versions(),
+            **provenance.commit(),
+        }
         (folder / f"{part}.md").write_text(text)
         (folder / f"{part}.json").write_text(
-            json.dumps({"date": results.now(), "machine": where, "runs": raw}, indent=1)
+            json.dumps({"date": provenance.now(), "machine": where, "runs": raw}, indent=1)
         )
         print(text)
 

@@ -1,14 +1,14 @@
 """Independent: one small network per task, a baseline without interference."""
 
 from model import networks
-from model.flags import Flag, yes_no
+from model.flags import FINETUNE
 from model.learner import Learner
 
 
 class Net(Learner):
     """Online SGD on the task's own network; T networks together are as wide as one: n_hiddens // T units a layer."""
 
-    flags = (*Learner.flags, Flag("finetune", yes_no, True, "start a task's network from the previous task's"))
+    flags = (*Learner.flags, FINETUNE)
 
     def build(self):
         self.nets = [self.task_network(t) for t in range(self.n_tasks)]

@@ -1,6 +1,7 @@
 """MER, one big batch: the current example last. (The paper's Algorithm 6)"""
 
-from model.learner import BATCHES_PER_EXAMPLE, GAMMA, ReplayLearner
+from model.flags import BATCHES_PER_EXAMPLE, GAMMA
+from model.learner import ReplayLearner
 
 
 class Net(ReplayLearner):

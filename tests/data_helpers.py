@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from continuum.tasks import Split, Task, TaskSet
+from tasks.taskset import Split, Task, TaskSet
 
 
 def examples(n, n_pixels=12, n_classes=3, dtype=np.uint8, seed=0):

@@ -22,8 +22,9 @@ from conftest import toy_examples
 
 import main
 import model
-import results
-from continuum.experience import Experience
+from model.learner import Learner
+from run import provenance
+from run.experience import Experience
 
 # engine, draws
 WAYS = (("native", "uniform"), ("native", "shuffle"), ("reference", "shuffle"), ("reference", "uniform"))
@@ -38,11 +39,12 @@ FLAGS = {
 }
 QUICK = ("--n_hiddens", 6, "--lr", 0.1, "--memories", 7, "--replay_batch_size", 3, "--log_every", 4, "--threads", 1)
 DATA = ("--data_path", "data", "--data_file", "tiny.pt")
-TIMES = ("seconds", "started", "finished", "name", "peak_memory_bytes")
+# what differs between a run and the same run in parts
+TIMES = ("seconds", "started", "finished", "name", "peak_memory_bytes", "resumed", "commit", "dirty")
 
 
 def learners():
-    return [name for name, learner in model.load_all().items() if hasattr(learner, "state")]
+    return [name for name, learner in model.load_all().items() if issubclass(learner, Learner)]
 
 
 def place(folder, n_tasks=3, n_train=8, n_test=5, n_inputs=12, n_classes=3):
@@ -80,7 +82,7 @@ def result_in(folder, name="results"):
 @pytest.fixture(name="go")
 def go_fixture(monkeypatch, capsys):
     """go(folder, *words): main.py's exit code, stdout and stderr, run in that folder, in this process."""
-    monkeypatch.setattr("results.commit", lambda: {"commit": None, "dirty": None})  # asks git, slowly
+    monkeypatch.setattr("run.provenance.commit", lambda: {"commit": None, "dirty": None})  # asks git, slowly
 
     def run(folder, *words):
         """Its exit code, stdout and stderr."""
@@ -100,18 +102,18 @@ def go_fixture(monkeypatch, capsys):
 @contextmanager
 def after_each(look):
     """Within it, look(batch) is called after each minibatch that is learned."""
-    live = Experience.live
+    learn = Experience.learn
 
     def watched(self):
-        for batch in live(self):
+        for batch in learn(self):
             look(batch)
             yield batch
 
-    Experience.live = watched
+    Experience.learn = watched
     try:
         yield
     finally:
-        Experience.live = live
+        Experience.learn = learn
 
 
 def after(n_minibatches, do):
@@ -187,7 +189,7 @@ def main_in(folder, words):
 
     def run():
         os.chdir(folder)
-        results.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
+        provenance.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
         return main.main([str(word) for word in words])
 
     return run

@@ -17,13 +17,13 @@ import torch
 from hypothesis import strategies as some
 from runs import DATA, WAYS, in_child, main_in, place, result_in, words_of
 
-import checkpoints
 import main
 import model
-import packed
-import settings
-from continuum.files import load_tasks, write_compact
-from reporting.read import read_folder
+from disk import safe
+from report.read import read_folder
+from run import checkpoints, settings
+from run.flags import RUN_FLAGS
+from tasks.files import load_tasks, write_compact
 
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
 
@@ -77,7 +77,12 @@ def a_flag(name, default):
     return YES_NO if isinstance(default, bool) else NUMBERS
 
 
-FLAGS = {name: a_flag(name, default) for name, default in settings.defaults(model.load_all()).items()}
+def defaults():
+    flags = [flag for flag, _ in settings.hyperparameters(model.load_all()).values()]
+    return {flag.name: flag.default for flag in (*RUN_FLAGS, *flags)}
+
+
+FLAGS = {name: a_flag(name, default) for name, default in defaults().items()}
 ONE_FLAG = some.one_of([some.tuples(some.just(f"--{name}"), values.map(str)) for name, values in FLAGS.items()])
 GARBAGE = some.sampled_from([("--help",), ("-h",), ("--lr",), ("--", "x"), ("--n_hidden", "5"), ("--seed=3",), ("x",)])
 COMMAND_LINES = some.lists(
@@ -132,7 +137,7 @@ def test_command_lines(n, room, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(room, folder, ignore=shutil.ignore_patterns("results"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("results.commit", lambda: {"commit": None, "dirty": None})
+    monkeypatch.setattr("run.provenance.commit", lambda: {"commit": None, "dirty": None})
     seen = {}
 
     @hypothesis.settings(
@@ -318,9 +323,9 @@ def spoil_a_value(chance, whole, other):
     )
     value = chance.choice(ODD_VALUES)
     try:
-        return packed.dump(replaced(content, path, value))
+        return safe.dump(replaced(content, path, value))
     except KeyError:
-        return packed.dump(content)
+        return safe.dump(content)
 
 
 SPOILS = (damaged, spoil_inside, spoil_a_value)

@@ -10,10 +10,10 @@ import torch
 
 from model.engine import _build
 from model.engine.reference import ReferenceEngine
+from model.flags import DRAWS, ENGINES
 from model.memory import ShuffleDraws, UniformDraws
 
-ENGINES = ("native", "reference")
-DRAWS = ("uniform", "shuffle")
+__all__ = ["DRAWS", "ENGINES", "create", "make_draws", "why_not_native"]
 
 
 def make_draws(args):

@@ -8,7 +8,7 @@ import time
 import pytest
 from runs import WAYS, learners, main_in, place, result_in, start_child, words_of
 
-import checkpoints
+from run import checkpoints
 
 N_KILLS = 10  # for each learner and way: 400 in all, 200 of them with the draws that are an engine's own
 N_EPOCHS = {"native": 30, "reference": 8}  # 720 and 192 minibatches

@@ -1,0 +1,172 @@
+"""Runs many commands of main.py side by side, and survives what may happen to them. See `python -m sweep --help`.
+
+Each run is a process of its own. One that dies is run again from its last checkpoint; a sweep that died is simply
+started again: it skips what is finished, and goes on with the rest. Any number of sweeps may share a results folder.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack, closing
+
+from errors import UserError
+from model.flags import integer
+from run import settings
+from run.flags import MOST_SEED
+from sweep import tuning
+from sweep.commands import grid_points, read, select
+from sweep.conduct import Signals, Stopped, conduct, summary
+from sweep.experiment import prepare
+from sweep.pools import LocalPool, RayPool
+from sweep.work import Site
+
+
+def _listed(parse):
+    """Parser of one or more values in a word: "0 1 2" or "0,1,2"."""
+    return lambda text: [parse(word) for word in text.replace(",", " ").split()]
+
+
+def make_parser():
+    seeds, names, sizes = _listed(integer(0, MOST_SEED)), _listed(str), _listed(integer(1))
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep", description="Run many commands of main.py side by side.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "seeds", nargs="*", type=seeds, metavar="SEED", help="run every command with each of these seeds"
+    )
+    parser.add_argument("--commands", required=True, metavar="FILE", help="lines `python main.py …`; -: standard input")
+    parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--save_path", default="results/", help="folder of the results, default results/")
+
+    which = parser.add_argument_group("which of the commands (each may be repeated, or a list with commas)")
+    which.add_argument("--learner", action="extend", type=names, default=[], help="only these learners")
+    which.add_argument("--data", action="extend", type=names, default=[], help="only these data: rotations, …")
+    which.add_argument(
+        "--memories",
+        action="extend",
+        type=sizes,
+        default=[],
+        help="only learners that remember so many examples in all (gem, er*, mer*)",
+    )
+
+    where = parser.add_argument_group("how")
+    where = where.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=integer(1), help="runs side by side; default: one per core that may be used")
+    where.add_argument("--ray", metavar="auto|ADDRESS", help="run on a Ray cluster that sees this folder everywhere")
+    parser.add_argument("--tries", type=integer(1), default=3, help="how often a run that dies is started, default 3")
+
+    grid = parser.add_argument_group("tuning: the best point of a grid, chosen on other seeds than those reported")
+    grid.add_argument(
+        "--grid", action="append", default=[], metavar="FLAG=V,V,…", help="values to try; may be repeated"
+    )
+    grid.add_argument(
+        "--tuning_seeds", nargs="+", type=seeds, default=[[100, 101, 102]], metavar="SEED", help="default 100 101 102"
+    )
+    return parser
+
+
+def choose(args):
+    """The [Command] that a command line is about."""
+    source = "standard input" if args.commands == "-" else args.commands
+    try:
+        with ExitStack() as stack:
+            lines = sys.stdin if args.commands == "-" else stack.enter_context(open(args.commands))
+            commands = read(lines, source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--commands {source} cannot be read: {error}; give a text file") from error
+    commands = select(commands, args.learner, args.data, args.memories)
+    own_seeds = [command.has_seed for command in commands]
+    if (args.seeds or args.grid) and any(own_seeds):
+        raise UserError("a command has a --seed of its own; leave it out there, or the seeds here")
+    if not (args.seeds or args.grid or args.list or all(own_seeds)):
+        raise UserError("which seeds? Give some (0 1 2 3 4), or each command a --seed")
+    return commands
+
+
+def with_seeds(commands, seeds):
+    """Each command with each of the seeds, seed by seed; as they are where there are no seeds."""
+    return [command.with_seed(seed) for seed in seeds for command in commands] if seeds else commands
+
+
+class Campaign:
+    """A pool at work for one command line."""
+
+    def __init__(self, args):
+        self.tries = args.tries
+        self.pool = RayPool(args.ray) if args.ray else LocalPool(args.jobs or settings.n_usable_cores())
+        self.signals = Signals()  # after Ray, which would put its own in their place
+
+    def run(self, commands, folder):
+        """{key: Outcome} of the commands' runs, whose results are then in the folder. Raises Stopped after a signal."""
+        begin = time.monotonic()
+        site = Site(os.path.abspath(folder), os.getcwd(), self.tries)
+        site.make()
+        once = {e.key: e for e in (prepare(command) for command in commands)}
+        say(f"{len(once)} runs, {self.pool}; logs in {site.logs}")
+        outcomes = conduct(list(once.values()), site, self.pool, self.signals)
+        print(summary(once, outcomes, site, time.monotonic() - begin), flush=True)
+        if self.signals.received:
+            raise Stopped(self.signals.received)
+        return outcomes
+
+    def tune(self, trials, args):
+        """The commands with the flags that the tuning chose, those where it chose; leaves the record."""
+        outcomes = self.run(trials.commands(), tuning.folder(args.save_path) / "runs")
+        entries = {command: trials.judge(command, outcomes) for command in trials.grid}
+        for entry in entries.values():
+            print(f"chosen: {entry['chosen_command'] or 'nothing for ' + entry['command']}")
+        print(f"the whole grid: {trials.record(args.save_path, list(entries.values()), args.seeds)}", flush=True)
+        return [trials.chosen(command, entry) for command, entry in entries.items() if entry["choice"]]
+
+    def close(self):
+        self.pool.close()
+
+
+def sweep(args):
+    """Carries out a command line; returns the exit code: 1 where a run failed."""
+    args.seeds, args.tuning_seeds = flat(args.seeds), flat(args.tuning_seeds)
+    commands = choose(args)
+    trials = tuning.Tuning(commands, grid_points(args.grid), args.tuning_seeds) if args.grid else None
+    if args.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--list | head`
+        print("\n".join(map(str, trials.commands() if trials else with_seeds(commands, args.seeds))))
+        return 0
+    reported = args.seeds or [command.args.seed for command in commands if not trials]
+    tuning.refuse_overlap(args.save_path, reported, args.tuning_seeds if trials else [])
+    with closing(Campaign(args)) as campaign:
+        n_wanted = len(commands)
+        if trials:
+            commands = campaign.tune(trials, args)
+        failed = len(commands) < n_wanted
+        if commands and not (trials and not args.seeds):
+            outcomes = campaign.run(with_seeds(commands, args.seeds), args.save_path)
+            failed |= any(outcome.failure for outcome in outcomes.values())
+    return int(failed)
+
+
+def flat(lists):
+    """All values, once each."""
+    return list(dict.fromkeys(value for values in lists for value in values))
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments=None):
+    """Runs the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 128 + a signal's number."""
+    try:
+        return sweep(make_parser().parse_intermixed_args(arguments))
+    except (UserError, OSError) as error:
+        say(f"error: {error}")
+        return 2
+    except Stopped as stop:
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What an experiment is, and which are finished: told by flags, data and program, never by the names of files."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from run import checkpoints, provenance, saving, settings
+from sweep.commands import as_text, facts
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A run to be made, in plain values that can be sent to another machine.
+
+    flags     {name: text} of main.py's command line
+    label     how a person recognises it
+    key       who it is: see key_of
+    code      identity of the program that it is an experiment of
+    threads   how many it uses
+    gpu       whether it needs one
+    """
+
+    flags: dict
+    label: str
+    key: str
+    code: str
+    threads: int
+    gpu: bool
+
+    def __str__(self):
+        return as_text(self.flags)
+
+    @property
+    def log_name(self):
+        return f"{self.label.replace(' ', '_')}_{self.key[:12]}.log"
+
+
+def prepare(command):
+    """The Experiment of a commands.Command under this version of the program. Raises UserError where it cannot run."""
+    data = facts(command.args)
+    args, _ = settings.resolve(command.args.changed(threads=command.args.threads or 1), data)
+    size = next((str(getattr(args, flag)) for flag in ("memories", "n_memories") if command.reads(flag)), "")
+    label = " ".join(filter(None, (args.model, size, command.data, command.note, f"seed {args.seed}")))
+    flags = command.flags | {"threads": str(args.threads)}
+    code = provenance.code_identity(args.model, args.engine)
+    return Experiment(flags, label, key_of(args.science(), data.identity, code), code, args.threads, args.cuda)
+
+
+def key_of(science, data, code):
+    """Hex sha256 of what a run's numbers depend on: flags (engine and draws concrete), data, program."""
+    return hashlib.sha256(json.dumps([science, data, code], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, as its .json tells. failure: None, or why it is no complete one."""
+
+    key: str
+    path: str
+    RA: float
+    seconds: float
+    failure: str | None
+
+
+def finished(folder):
+    """{key: Result} of the finished runs in a folder, not its subfolders; whatever else lies there is passed over."""
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".json"):
+                with suppress(OSError):  # gone meanwhile
+                    stat = entry.stat()
+                    result = _read(entry.path, stat.st_mtime_ns, stat.st_size)
+                    if result:
+                        found[result.key] = result
+    return found
+
+
+@cache
+def _read(path, modified, size):
+    """The Result in a file, or None; `modified` and `size` tell the versions of a file apart."""
+    try:
+        saved = json.loads(Path(path).read_bytes())
+        if saved["format"] != saving.FORMAT:
+            return None
+        failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
+        key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
+        return Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def private_folder(folder, key):
+    """Where an experiment's run works, alone, until it has finished: what a killed one leaves can spoil nothing."""
+    return Path(folder) / ".sweep" / key[:32]
+
+
+def lock_path(folder, key):
+    """The file that is locked while anyone is at an experiment."""
+    return Path(folder) / ".sweep" / f"{key[:32]}.lock"
+
+
+def publish(folder, key):
+    """Moves a finished run's files from its private folder to the results, the .json last, and tidies up."""
+    private = private_folder(folder, key)
+    for described in private.glob("*.json"):
+        files = [path for path in private.iterdir() if path.name.startswith(f"{described.stem}.")]
+        for path in sorted(files, key=described.__eq__):
+            if path.suffix != checkpoints.ENDING:
+                os.replace(path, Path(folder) / path.name)
+        shutil.rmtree(private, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Many runs of main.py: which, where, whether they are finished, and what became of them. See sweep.py."""

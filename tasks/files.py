@@ -1,0 +1,111 @@
+"""Task files: finds and reads them, or builds their tasks from the shipped MNIST.
+
+Two formats, told apart by content, not by name: the original's (original_format.py) and ours (compact_format.py).
+"""
+
+import os
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+from errors import UserError
+from tasks import mnist
+from tasks.compact_format import read_compact, write_compact
+from tasks.original_format import read_original, refuse_odd_zip, write_original
+from tasks.taskset import MOST_TASKS, TaskSet, permutations, rotations
+
+__all__ = ["N_TASKS", "build", "load_tasks", "read", "write_compact", "write_original"]
+
+ROTATIONS = "mnist_rotations"
+N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100}  # can be built; the paper's sizes
+MOST_DEGREES = 3600
+# what torch.load, zipfile, numpy and json raise on files that are damaged or not theirs
+DAMAGED = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+DAMAGED += (ArithmeticError, MemoryError, SyntaxError, struct.error, zlib.error)
+DAMAGED += (pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+def load_tasks(data_path, data_file, data_seed=0):
+    """The TaskSet called `data_file`: the file of that name in `data_path`, or else built in memory from shipped MNIST.
+
+    For name.pt that is not there, name.npz is taken. mnist_rotations, mnist_permutations (20 tasks each) and
+    mnist_manypermutations (100) can be built, deterministically in data_seed, which matters to nothing else.
+    Uses none of the global random streams. Raises UserError where there is no such file, or none that can be used.
+    """
+    path = Path(data_path) / data_file
+    stem, ending = os.path.splitext(data_file)
+    if os.path.exists(path):
+        return read(path, data_file)
+    if ending == ".pt" and os.path.exists(path.with_suffix(".npz")):
+        return read(path.with_suffix(".npz"), data_file, f" (there is no {data_file})")
+    kind = stem if ending in (".pt", ".npz") else data_file
+    if kind in N_TASKS:
+        return build(kind, seed=data_seed, name=data_file)
+    known = f"without a file there are {', '.join(f'{name}.pt' for name in N_TASKS)}"
+    raise UserError(f"no data file {path}; {data_path} has {_task_files(data_path)}; {known}; see get_data.py --help")
+
+
+def _task_files(folder):
+    """The names of (20 of) the folder's task files, for the user."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith((".pt", ".npz")))
+    except OSError as error:
+        return f"no files to see ({error.strerror})"
+    return ", ".join(names[:20]) or "no .pt or .npz file"
+
+
+def build(kind, n_tasks=None, min_angle=0.0, max_angle=180.0, seed=0, name=None):
+    """The TaskSet of a kind in N_TASKS, from the shipped MNIST. Raises UserError on numbers outside their range.
+
+    n_tasks   None: the paper's number
+    angles    degrees, of the rotations only: see `rotations`
+    """
+    n_tasks = N_TASKS[kind] if n_tasks is None else n_tasks
+    if not 1 <= n_tasks <= MOST_TASKS:
+        raise UserError(f"{n_tasks} tasks cannot be built; 1 to {MOST_TASKS:,} can")
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"the data seed {seed} is outside 0 to 2^63 - 1")
+    if not -MOST_DEGREES <= min_angle <= max_angle <= MOST_DEGREES:  # nor are NaNs
+        rule = f"-{MOST_DEGREES} <= min_angle <= max_angle <= {MOST_DEGREES}"
+        raise UserError(f"angles from {min_angle} to {max_angle} degrees cannot be built; {rule} can")
+    if kind == ROTATIONS:
+        tasks = rotations(mnist.read(), n_tasks, min_angle, max_angle, seed)
+        what = f"{n_tasks} rotations by {min_angle:g} to {max_angle:g} degrees"
+    else:
+        tasks, what = permutations(mnist.read(), n_tasks, seed), f"{n_tasks} random permutations of the pixels"
+    origin = f"built in memory from the shipped MNIST ({what}, data seed {seed})"
+    return TaskSet(tasks, name or kind, origin, source="mnist")
+
+
+def read(path, name=None, remark=""):
+    """The TaskSet in a file of either format, called `name`. Executes nothing that it may carry. Raises UserError."""
+    path, name = Path(path), name or Path(path).name
+    if not path.is_file():
+        raise UserError(f"{path} is no file; a data file in .pt or .npz format is needed")
+    origin = f"read from {path}{remark}"
+    try:
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore", UserWarning)  # of torch and numpy, on odd files: those are refused, or fine
+            if file.read(4) != b"PK\x03\x04":
+                return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
+            with zipfile.ZipFile(file) as archive:
+                if "about.npy" in archive.namelist():
+                    return read_compact(path, archive, name, origin)
+                refuse_odd_zip(path, archive)
+            return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions") from error
+    except DAMAGED as error:
+        carried = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and carried:
+            what = f"carries code or objects of its own ({carried[1]}), which is never run"
+        else:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            what = f"is damaged, or no data file ({reason})"
+        raise UserError(f"{path} {what}; get it again (python get_data.py), or save plain tensors only") from error

@@ -1,0 +1,787 @@
+"""The report: numbers against plain loops, tests against formulas, junk skipped, the page opened in a browser."""
+
+import csv
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import result_factory as factory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import report
+from model.flags import DATA, FREE, PLACE
+from report import __main__ as command_line
+from report import figures, page, read, tables
+from run.flags import RUN_FLAGS
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = {"n_tasks": 4, "examples": 300}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def small(model="meralg1", **options):
+    return factory.result(model, **SMALL | options)
+
+
+def found_in(folder):
+    runs, skipped = read.read_folder(folder)
+    return *tables.experiments(runs), skipped
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of two data sets: several learners, memory sizes, settings and seeds, an original run, and junk."""
+    folder = tmp_path_factory.mktemp("results")
+    for model, memory, n_seeds in (("online", 0, 3), ("ewc", 200, 3), ("gem", 200, 2), ("eralg4", 200, 3)):
+        for seed in range(n_seeds):
+            factory.write_json(folder, small(model, seed=seed, memory=memory))
+    for memory in (200, 500):
+        for seed in range(3):
+            factory.write_json(folder / "deeper", small(seed=seed, memory=memory))
+    factory.write_json(folder, small(seed=0, memory=200, lr=0.1))
+    factory.write_json(folder, small(seed=0, memory=200, data_file="mnist_permutations.pt"))
+    factory.write_pt(folder, small("gem", seed=0, memory=200, hours=-50))
+    factory.write_txt(folder, small("eralg5", seed=0, hours=-50))
+    (folder / "<img src=x onerror=alert(1)>|.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """(folder, Report) of the whole report."""
+    out = tmp_path_factory.mktemp("out")
+    expected = [{"model": "meralg6", "data_file": "mnist_rotations.pt", "lr": 0.03, "memories": 200}]
+    return out, report.make_report(folder, out, expected=expected)[0]
+
+
+# -- numbers
+
+
+def test_csv_and_markdown_hold_the_means_of_plain_loops(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    saved = [small(model, seed=seed, memory=500) for model in ("online", "gem", "meralg1") for seed in (0, 3, 4)]
+    for it in saved:
+        factory.write_json(tmp_path, it)
+    report.make_report(tmp_path, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert [row["learner"] for row in rows] == ["online", "gem", "meralg1"]
+    for row in rows:
+        mine = [it for it in saved if it["model"] == row["learner"]]
+        assert row["n_seeds"] == "3" and row["seeds"] == "0 3 4"
+        cells = []
+        for metric in ("RA", "LA", "BTI", "FWT"):
+            values = [it["stats"][metric] for it in mine]
+            mean = sum(values) / 3
+            std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+            assert float(row[f"{metric}_mean"]) == pytest.approx(mean, rel=1e-5)
+            assert float(row[f"{metric}_std"]) == pytest.approx(std, rel=1e-4, abs=1e-9)
+            cells.append(f"{100 * mean:.2f} ± {100 * std:.2f}")
+        assert float(row["seconds_mean"]) == pytest.approx(np.mean([it["seconds"]["total"] for it in mine]), rel=1e-5)
+        assert f"| {' | '.join(cells)} | 3 |" in markdown
+
+
+def test_the_factory_agrees_with_the_program_s_metrics():
+    from metrics import summarise
+
+    saved = small()
+    metrics = summarise(saved["result_t"], saved["result_a"])
+    assert {key: float(getattr(metrics, key)) for key in read.METRICS} == pytest.approx(saved["stats"], abs=1e-6)
+
+
+def test_one_seed_has_a_mean_and_no_deviation(tmp_path):
+    factory.write_json(tmp_path, small())
+    (it,), _, _ = found_in(tmp_path)
+    assert it.std("RA") is None and "±" not in tables.percent(it, "RA")
+    assert list(csv.DictReader(tables.as_csv([it]).splitlines()))[0]["RA_std"] == ""
+
+
+@pytest.mark.parametrize(
+    "model, args, n_tasks, size",
+    [
+        ("meralg1", {"memories": 500}, 20, 500),
+        ("eralg4", {"memories": 200, "n_memories": 7}, 20, 200),
+        ("gem", {"n_memories": 256}, 20, 5120),
+        ("ewc", {"n_memories": 10}, 100, 1000),
+        ("online", {"memories": 5120}, 20, None),
+        ("gem", {}, 20, None),
+    ],
+)
+def test_memory_sizes(model, args, n_tasks, size):
+    assert tables.memory_size(model, args, n_tasks) == size
+
+
+# -- what is one experiment
+
+
+def test_only_flags_that_change_the_science_tell_experiments_apart(tmp_path):
+    same = {
+        "engine": "reference",
+        "draws": "shuffle",
+        "threads": 7,
+        "log_every": 50,
+        "save_path": "/else/",
+        "cuda": True,
+    }
+    factory.write_json(tmp_path, small(seed=0))
+    factory.write_json(tmp_path, small(seed=1, **same))
+    factory.write_json(tmp_path, small(seed=2, n_hiddens=100.0))
+    (it,), superseded, skipped = found_in(tmp_path)
+    assert it.seeds == [0, 1, 2] and not superseded and not skipped and it.differs == ""
+
+    factory.write_json(tmp_path, small(seed=0, lr=0.1))
+    factory.write_json(tmp_path, small(seed=0, lr=0.1, gamma=0.5))
+    found, _, _ = found_in(tmp_path)
+    assert [(it.differs, it.seeds) for it in found] == [
+        ("gamma 0.3 lr 0.03", [0, 1, 2]),
+        ("gamma 0.3 lr 0.1", [0]),
+        ("gamma 0.5 lr 0.1", [0]),
+    ]
+
+
+def test_versions_of_the_program_are_told_learner_by_learner(tmp_path):
+    """Each learner's results have an identity of the program of their own: that alone is nothing to be warned of."""
+
+    def said():
+        runs, skipped = read.read_folder(tmp_path)
+        report = page.open_report(tmp_path, skipped, runs)
+        return [line for line in page.notices(report) if "versions" in line]
+
+    for model, code in (("online", "a" * 64), ("meralg1", "b" * 64)):
+        factory.write_json(tmp_path, small(model) | {"code": code})
+    assert said() == []
+    factory.write_json(tmp_path, small("online", seed=1) | {"code": "c" * 64})
+    assert said() == ["Runs of several versions of the program stand beside each other: 2 of online."]
+
+
+def test_other_data_under_the_same_name_are_other_data(tmp_path):
+    factory.write_json(tmp_path, small(seed=0))
+    other = small(seed=1)
+    other["data"]["identity"] = "ab" * 32
+    factory.write_json(tmp_path, other)
+    found, _, _ = found_in(tmp_path)
+    assert len(found) == 2 and len({it.data for it in found}) == 2
+    assert "mnist_rotations [abababab]" in [it.data for it in found]
+
+
+def test_of_one_experiment_and_seed_the_newest_counts_once(tmp_path):
+    old, new, newest = (small(seed=0, hours=hours) for hours in (1, 2, 3))
+    new["stats"] = dict(new["stats"], LA=0.123)
+    for it in (newest, old, new):
+        factory.write_json(tmp_path, it)
+    (it,), superseded, _ = found_in(tmp_path)
+    assert [run.name for run in it.runs] == [newest["name"]]
+    assert {(a.name, b.name) for a, b in superseded} == {(old["name"], newest["name"]), (new["name"], newest["name"])}
+
+
+def test_sizes_that_the_paper_calls_the_same_stand_together(tmp_path):
+    for it in (
+        small("gem", memory=5100, n_tasks=5),
+        small("meralg1", n_tasks=5),
+        small("eralg4", memory=200, n_tasks=5),
+    ):
+        factory.write_json(tmp_path, it)
+    found, _, _ = found_in(tmp_path)
+    assert [it.memory for it in found] == [5100, 200, 5120]
+    assert set(tables.shelves(found).values()) == {200, 5120}
+    assert {(it.a.model, it.b.model) for it in tables.comparisons(found)} == {("gem", "meralg1")}
+
+
+# -- the original's files
+
+
+def test_the_original_s_pt_gives_the_same_numbers(tmp_path):
+    saved = small("gem", memory=200)
+    factory.write_pt(tmp_path, saved)
+    (run,), skipped = read.read_folder(tmp_path)
+    assert not skipped and run.program == read.ORIGINAL and run.seed == 0 and run.seconds == 123.456
+    assert {key: getattr(run, key) for key in read.METRICS} == pytest.approx(saved["stats"], abs=1e-6)
+    np.testing.assert_allclose(run.matrix, saved["accuracy_matrix"], atol=1e-6)
+    np.testing.assert_allclose(run.position, np.array(saved["examples_seen"]) / 300, atol=1e-9)
+    (it,), _ = tables.experiments([run])
+    assert it.label == "gem (original)" and it.memory == 200
+
+
+def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
+    saved = [small("eralg5", seed=seed) for seed in (0, 1)]
+    for it in saved:
+        factory.write_txt(tmp_path, it)
+    runs, skipped = read.read_folder(tmp_path)
+    found, superseded = tables.experiments(runs)
+    assert not skipped and not superseded and len(found) == 2
+    assert (
+        found[0].label == "eralg5 (text only)"
+        and found[0].settings is None
+        and found[0].memory_text == "?"
+        and found[0].differs.startswith("unknown, run")
+    )
+    by_name = {run.name: run for run in runs}
+    for it in saved:
+        assert by_name[it["name"]].BTI == pytest.approx(it["stats"]["BTI"], abs=1e-4)
+        np.testing.assert_allclose(by_name[it["name"]].matrix, it["accuracy_matrix"], atol=1e-4)
+
+
+def test_a_run_is_read_once_from_the_best_of_its_files(tmp_path):
+    saved = small("gem", memory=200)
+    for write in (factory.write_json, factory.write_pt, factory.write_txt):
+        write(tmp_path, saved)
+    (run,), _ = read.read_folder(tmp_path)
+    assert run.program == read.THIS
+    (tmp_path / f"{saved['name']}.json").unlink()
+    (run,), _ = read.read_folder(tmp_path)
+    assert run.program == read.ORIGINAL and run.seed == 0
+    (tmp_path / f"{saved['name']}.pt").write_bytes(b"PK\x03\x04 half")
+    runs, (it,) = read.read_folder(tmp_path)
+    assert not runs and it.path.endswith(".pt") and "remove it to have its .txt read" in it.reason
+
+
+def test_the_original_s_shuffled_runs_are_read_in_order_of_presentation(tmp_path):
+    """Its row 0 is always labelled task 0, and its columns are in order of index."""
+    saved = small("gem", memory=200)
+    order = [2, 0, 3, 1]
+    shuffled = dict(saved)
+    shuffled["result_t"] = [0, *(order[t] for t in saved["result_t"][1:])]
+    shuffled["result_a"] = [[row[order.index(task)] for task in range(4)] for row in saved["result_a"]]
+    factory.write_pt(tmp_path, shuffled, shuffle_tasks="yes")
+    (run,), _ = read.read_folder(tmp_path)
+    assert {key: getattr(run, key) for key in read.METRICS} == pytest.approx(saved["stats"], abs=1e-6)
+    np.testing.assert_allclose(run.accuracies, saved["result_a"], atol=1e-6)
+
+
+# -- curves
+
+
+def test_curves_run_from_zero_to_the_number_of_tasks(tmp_path):
+    saved = small(log_every=70)
+    factory.write_json(tmp_path, saved)
+    (run,), _ = read.read_folder(tmp_path)
+    np.testing.assert_allclose(run.position, np.array(saved["examples_seen"]) / 300, atol=1e-9)
+    seen = [np.mean(row[: t + 1]) for t, row in zip(saved["result_t"], saved["result_a"], strict=True)]
+    np.testing.assert_allclose(run.seen(), seen, atol=1e-6)
+
+
+def test_long_runs_are_thinned_and_keep_the_ends_of_tasks(tmp_path):
+    saved = small(log_every=1)
+    factory.write_json(tmp_path, saved)
+    (run,), _ = read.read_folder(tmp_path)
+    assert len(run.position) <= read.MOST_ROWS + 4 and {0, 1, 2, 3, 4} <= set(run.position)
+    ends = [run.accuracies[run.position == task][0] for task in (1, 2, 3, 4)]
+    np.testing.assert_allclose(ends, saved["accuracy_matrix"], atol=1e-6)
+
+
+def test_mean_curves_interpolate_where_runs_were_evaluated_elsewhere(tmp_path):
+    factory.write_json(tmp_path, small(seed=0, log_every=100))
+    factory.write_json(tmp_path, small(seed=1, log_every=50))
+    runs, _ = read.read_folder(tmp_path)
+    coarse, fine = sorted(runs, key=lambda run: len(run.position))
+    position, mean, std = figures.mean_curve(runs, lambda run: run.accuracies)
+    np.testing.assert_array_equal(position, coarse.position)
+    shared = fine.accuracies[np.isin(np.round(fine.position, 6), np.round(coarse.position, 6))]
+    np.testing.assert_allclose(mean, (coarse.accuracies + shared) / 2, atol=1e-6)
+    np.testing.assert_allclose(std, np.abs(coarse.accuracies - shared) / math.sqrt(2), atol=1e-6)
+    np.testing.assert_allclose(figures.mean_curve(runs, lambda run: run.accuracies[:, 0])[1], mean[:, 0], atol=1e-6)
+
+
+# -- damaged and foreign files
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def with_(change):
+    saved = small()
+    change(saved)
+    return json.dumps(saved)
+
+
+JUNK = {
+    "empty.json": ("", "empty"),
+    "half.json": (lambda: json.dumps(small())[:-400], "half-written"),
+    "list.json": ('["mer-result/1"]', "format"),
+    "later.json": ('{"format": "mer-result/2"}', "mer-result/2"),
+    "foreign.json": ('{"a": 1}', "foreign"),
+    "deep.json": ('"mer-result/1"' + "[" * 100_000, "half-written|nested"),
+    "bare.json": ('{"format": "mer-result/1"}', "data is missing"),
+    "nan.json": (lambda: with_(lambda it: it["stats"].update(RA=float("nan"))), "RA is nan"),
+    "type.json": (lambda: with_(lambda it: it["stats"].update(LA="0.9")), "LA is '0.9'"),
+    "seed.json": (lambda: with_(lambda it: it.update(seed=None)), "seed is None"),
+    "cell.json": (lambda: with_(lambda it: it["result_a"][2].__setitem__(1, float("nan"))), "no accuracies"),
+    "percent.json": (lambda: with_(lambda it: it["accuracy_matrix"][2].__setitem__(1, 89.0)), "no accuracies"),
+    "words.json": (lambda: with_(lambda it: it["result_a"][2].__setitem__(1, "0.5")), "no array of numbers"),
+    "ragged.json": (lambda: with_(lambda it: it["result_a"][2].pop()), "different lengths"),
+    "short.json": (lambda: with_(lambda it: it["result_t"].pop()), "do not fit"),
+    "order.json": (lambda: with_(lambda it: it["data"].update(task_order=[0, 0, 1, 2])), "do not fit"),
+    "unsure.json": (lambda: with_(lambda it: it["stats"].update(RA=0.01)), "is not the mean"),
+    "stopped.json": (lambda: with_(lambda it: it["accuracy_matrix"].pop()), "stopped after 3 of 4 tasks"),
+    "diverged.json": (lambda: with_(lambda it: it.update(status="diverged", failure="loss is nan")), "loss is nan"),
+    "name.json": (lambda: with_(lambda it: it.update(model="<b>x</b>")), "not a plain name"),
+    "flag.json": (lambda: with_(lambda it: it["args"].update({"a b": 1})), "no flag"),
+    "bytes.json": (np.random.default_rng(0).bytes(5000), "foreign"),
+    "notes.txt": ("remember the milk", "not named like a result"),
+    f"gem_x.pt_2026_01_05_09_00_00_{'0' * 32}.txt": ("0.1 0.1\n|\n0.9 0.1\n", "half-written"),
+    f"gem_x.pt_2026_01_05_09_00_01_{'0' * 32}.txt": (
+        "0.1 0.1\n|\n0.9 x\n\nFinal Accuracy: 0.1\nBackward: 0.1\nForward:  0.1\n",
+        "half-written",
+    ),
+    "empty.pt": ("", "damaged"),
+    "random.pt": (np.random.default_rng(0).bytes(5000), "damaged"),
+    "text.pt": ("hello", "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_junk_is_named_and_never_counted(tmp_path, name):
+    content, reason = JUNK[name]
+    content = content() if callable(content) else content
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    factory.write_json(tmp_path, small())
+    runs, (skipped,) = read.read_folder(tmp_path)
+    assert len(runs) == 1 and skipped.path == name and re.search(reason, skipped.reason), skipped
+
+
+def test_pickles_that_carry_code_are_refused_unrun(tmp_path):
+    import torch
+
+    bomb = Bomb(tmp_path / "exploded")
+    torch.save((bomb,) * 6, tmp_path / "zip.pt")
+    torch.save((bomb,) * 6, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps((bomb,) * 6, protocol=2))
+    torch.save({"state": torch.zeros(3)}, tmp_path / "weights.pt")
+    runs, skipped = read.read_folder(tmp_path)
+    assert not runs and not (tmp_path / "exploded").exists()
+    reasons = {it.path: it.reason for it in skipped}
+    assert "could run code" in reasons["zip.pt"] and "could run code" in reasons["old.pt"]
+    assert "plain.pt" in reasons and "six parts" in reasons["weights.pt"]
+
+
+def test_half_written_pt_files_are_skipped(tmp_path):
+    whole = factory.write_pt(tmp_path, small("gem", memory=200)).read_bytes()
+    for cut in np.linspace(1, len(whole) - 1, 12).astype(int):
+        (tmp_path / f"cut{cut}.pt").write_bytes(whole[:cut])
+    runs, skipped = read.read_folder(tmp_path)
+    assert len(runs) == 1 and len(skipped) == 12
+
+
+def test_odd_things_in_the_folder_are_survived_quickly(tmp_path):
+    began = time.monotonic()
+    factory.write_json(tmp_path, small())
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.json").symlink_to(tmp_path / "self.json")
+    (tmp_path / "gone.pt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("huge.json", "large.pt"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(200 * 2**30)  # sparse
+    runs, skipped = read.read_folder(tmp_path)
+    reasons = {it.path: it.reason for it in skipped}
+    assert len(runs) == 1 and time.monotonic() - began < 10
+    assert set(reasons) == {
+        "folder.json", "loop", "self.json", "gone.pt", "endless.json", "pipe.json", "huge.json", "large.pt",
+    }  # fmt: skip
+    assert "64 MiB" in reasons["huge.json"] and "64 MiB" in reasons["large.pt"] and "folder" in reasons["folder.json"]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_a_field_reading_neither_fails_nor_believes_it(tmp_path, data):
+    saved = small()
+    at, path = saved, []
+    while True:
+        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+        path.append(key)
+        if not isinstance(at[key], (dict, list)) or not at[key] or data.draw(st.booleans()):
+            break
+        at = at[key]
+    at[key] = data.draw(ANYTHING)
+    (tmp_path / "it.json").write_text(json.dumps(saved))
+    runs, skipped = read.read_folder(tmp_path)
+    assert len(runs) + len(skipped) == 1
+    assert not skipped or "cannot be read" not in skipped[0].reason  # a rule named it, not the safety net
+    for run in runs:
+        values = [run.RA, run.LA, run.BTI, run.FWT, run.seconds, *run.accuracies.ravel(), *run.matrix.ravel()]
+        assert np.isfinite(values).all() and np.abs(values[:4]).max() <= 1
+        found, _ = tables.experiments([run])
+        tables.as_csv(found)
+        page.open_report("x", skipped, runs).provenance()
+
+
+# -- significance
+
+
+def t_tail(t, df):
+    """P(|T| > t) of Student's t by numerical integration of its density."""
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    x = np.linspace(0, abs(t), 200_001)
+    density = scale * (1 + x**2 / df) ** (-(df + 1) / 2)
+    return 1 - 2 * float(((density[1:] + density[:-1]) / 2 * np.diff(x)).sum())
+
+
+def test_welch_s_test_is_the_formula(tmp_path):
+    for seed in range(4):
+        factory.write_json(tmp_path, small("eralg4", seed=seed))
+    for seed in range(3):
+        factory.write_json(tmp_path, small("gem", seed=seed, memory=5120))
+    found, _, _ = found_in(tmp_path)
+    for it in tables.comparisons(found):
+        a, b = it.a.values[it.metric], it.b.values[it.metric]
+        va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+        t = (a.mean() - b.mean()) / math.sqrt(va + vb)
+        df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+        assert it.p == pytest.approx(t_tail(t, df), abs=1e-6)
+        assert it.p_holm == it.p  # the only comparison of its kind
+        assert it.low < it.difference < it.high and (it.low < 0 < it.high) == (it.p > 0.05)
+    assert [it.metric for it in tables.comparisons(found)] == ["RA", "BTI"]
+
+
+def test_holm_steps_down():
+    assert tables.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert tables.holm([0.5, None, 0.9]) == [1.0, None, 1.0]
+    assert tables.holm([]) == []
+
+
+def test_nothing_is_claimed_of_fewer_than_three_seeds(tmp_path):
+    for model, n_seeds in (("gem", 2), ("eralg4", 5), ("meralg1", 5)):
+        for seed in range(n_seeds):
+            factory.write_json(tmp_path, small(model, seed=seed, memory=200))
+    found, _, _ = found_in(tmp_path)
+    for it in tables.comparisons(found):
+        few = "gem" in (it.a.model, it.b.model)
+        assert (it.p is None and it.verdict == "too few seeds" and not it.differs) if few else it.p is not None
+        assert few or it.p_holm == it.p  # untested pairs are no part of Holm's family
+
+
+def test_equal_values_have_no_test(tmp_path):
+    for model in ("gem", "eralg4"):
+        for seed in range(3):
+            factory.write_json(tmp_path, dict(small(model, seed=0, memory=200), seed=seed, name=f"{model}{seed}"))
+    found, _, _ = found_in(tmp_path)
+    assert {it.verdict for it in tables.comparisons(found)} == {"no spread to test by"}
+
+
+# -- what is missing
+
+
+def test_missing_names_experiments_without_runs_and_with_fewer_seeds(tmp_path):
+    for seed in (0, 1, 2):
+        factory.write_json(tmp_path, small("meralg1", seed=seed, memory=200))
+    factory.write_json(tmp_path, small("online", seed=1))
+    found, _, _ = found_in(tmp_path)
+    common = {"data_file": "mnist_rotations.pt", "n_layers": 2, "save_path": "/nowhere", "seed": 7}
+    there = {"model": "meralg1", "lr": "3e-2", "memories": 200.0, "cuda": "no", "shuffle_tasks": "no", **common}
+    other_data = dict(there, data_file="mnist_permutations.pt")
+    gaps = tables.missing([there, dict(there, memories=500), other_data, {"model": "gem", **common}], found)
+    assert [(gap.data, gap.what.split()[0], gap.found, gap.lacking) for gap in gaps] == [
+        ("mnist_rotations", "meralg1", [], [0, 1, 2]),
+        ("mnist_permutations", "meralg1", [], [0, 1, 2]),
+        ("mnist_rotations", "gem", [], [0, 1, 2]),
+        ("mnist_rotations", "online", [1], [0, 2]),
+    ]
+    assert "memories 500" in gaps[0].what
+    assert not re.search("save_path|n_layers|seed", gaps[0].what)  # nor what all of the list share
+
+
+def test_nothing_that_leaves_the_numbers_alone_splits_an_experiment():
+    leave_alone = {flag.name for flag in RUN_FLAGS if flag.role in (DATA, FREE, PLACE)}
+    assert leave_alone <= tables.NOT_SCIENCE
+
+
+def test_commands_say_what_should_have_been_run(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    lines = tmp_path / "list.sh"
+    for unclear in ("python main.py $common --lr .1", "python main.py --lr $lr", "python main.py --lr"):
+        lines.write_text(unclear)
+        code, said = command(folder, "--out", tmp_path / "out", "--commands", lines, capsys=capsys)
+        assert code == 2 and "give the commands written out" in said.err
+    lines.write_text(
+        "# the list\ncd somewhere\n"
+        "python main.py --model meralg1 --data_file mnist_rotations.pt --memories 500 --lr 3e-2 --cuda no # there\n"
+        "python main.py --model=meralg7 --data_file=mnist_rotations.pt --memories=500 --lr=.03 --cuda=no\n"
+    )
+    assert command(folder, "--out", tmp_path / "out", "--commands", lines, capsys=capsys)[0] == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.findall(r"- mnist_rotations: (\S+) has no runs", text) == ["meralg7"]
+
+
+def test_spans():
+    assert [tables.span(it) for it in ([], [3], [0, 1], [0, 1, 2, 3, 7, 8])] == ["", "3", "0, 1", "0–3, 7, 8"]
+
+
+# -- the command
+
+
+def command(*arguments, capsys):
+    code = command_line.main([str(it) for it in arguments])
+    return code, capsys.readouterr()
+
+
+def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "half.json").write_text("{")
+    (tmp_path / "file").write_text("x")
+    out = ("--out", tmp_path / "out")
+    for arguments, words in {
+        (tmp_path / "nowhere", *out): "nowhere is no folder; give the folder that main.py saved to",
+        (tmp_path / "empty", *out): "holds no finished runs; make some with python main.py --save_path",
+        (tmp_path / "junk", *out): "skipped half.json: foreign or half-written",
+        (folder, "--out", tmp_path / "file" / "x"): "cannot be written",
+        (folder, *out, "--data", "cifar100.pt"): "choose from mnist_permutations.pt, mnist_rotations.pt",
+        (folder, *out, "--run", "nobody"): "no counted run has it",
+        (folder, *out, "--commands", tmp_path / "nowhere"): "cannot be read",
+        (folder, *out, "--commands", tmp_path / "file"): "has no line `python main.py …`; give the list",
+        (folder, *out, "--run", "meralg1"): "runs have it",
+    }.items():
+        code, said = command(*arguments, capsys=capsys)
+        assert code == 2 and said.err.startswith("error: ") and words in said.err, said.err
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_data_and_run_choose(folder, tmp_path, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: shown.append((found, run)) or [])
+    name = small(seed=0, memory=200, data_file="mnist_permutations.pt")["name"]
+    code, said = command(folder, "--out", tmp_path, "--data", "mnist_permutations", "--run", name[-12:], capsys=capsys)
+    assert code == 0 and "1 runs of 1 experiments" in said.out
+    ((found, run),) = shown
+    assert run.name == name and {it.data for it in found} == {"mnist_permutations"}
+
+
+def test_the_default_heat_map_is_the_best_run(folder):
+    runs, skipped = read.read_folder(folder)
+    assert page.open_report(folder, skipped, runs).shown.RA == max(run.RA for run in runs)
+
+
+def test_json_alone_is_reported_without_torch(tmp_path):
+    factory.write_json(tmp_path, small())
+    code = "import sys, report; report.read_folder(sys.argv[1]); assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, timeout=60)
+
+
+# -- the report's files
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.text, self.stack = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.ids += [attrs["id"]] if "id" in attrs else []
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_no_other_file_and_no_network(made):
+    out, _ = made
+    text = (out / "report.html").read_text()
+    assert not re.search(r"https?:|[\"'(= ]//[a-z]|@import|url\((?!#)", text)
+    parsed = Page(text)
+    for tag, attrs in parsed.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base") and (tag, "src") not in [
+            (tag, k) for k in attrs
+        ]
+        for key, value in attrs.items():
+            assert not key.startswith("on")
+            if key in ("href", "xlink:href"):
+                assert value.startswith(("#", "data:image/png;base64,")), value
+    assert [attrs for tag, attrs in parsed.tags if tag == "script"] == [{}]
+    assert len(parsed.ids) == len(set(parsed.ids))
+    links = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
+    assert links <= set(parsed.ids)
+
+
+def test_the_page_has_every_section_figure_and_run(made, folder):
+    out, made_report = made
+    text = (out / "report.html").read_text()
+    parsed = Page(text)
+    names = [
+        *(f"{kind}_{data}" for data in ("mnist_rotations", "mnist_permutations")
+          for kind in ("bars", "first_task", "seen_tasks", "task_curves")),
+        "memory", "seconds", "accuracy_matrix",
+    ]  # fmt: skip
+    assert {*names, "data-1", "data-2", "run", "missing", "not-counted"} <= set(parsed.ids)
+    for name in names:
+        assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == len(names)
+    for run in made_report.runs:
+        assert run.path in parsed.text
+    for words in (
+        "0123456789ab", "torch 2.13.0", "anvil", "native (", "uniform (", "the original", "qp_repairs", "Seeds",
+        "meralg6 lr 0.03 memories 200 has no runs", "gem, 200 memories has seeds 0, 1, lacks 2",
+        "too few seeds", "Welch", "Holm", "<img src=x onerror=alert(1)>|.json: foreign or half-written",
+    ):  # fmt: skip
+        assert words in re.sub(r"\s+", " ", parsed.text), words
+    assert "<img src=x" not in text
+    identity = small()["data"]["identity"]
+    assert identity in text and identity in (out / "report.md").read_text()
+
+
+def test_markdown_says_the_same_and_survives_odd_names(made):
+    out, made_report = made
+    text = (out / "report.md").read_text()
+    for heading in ("mnist_rotations", "What was run", "What is missing", "What is not counted"):
+        assert f"\n## {heading}\n" in text
+    assert r"\<img src=x onerror=alert(1)\>\|.json: foreign" in text
+    tables_ = [line for line in text.splitlines() if line.startswith("|")]
+    assert sum(f"| {it.label} | {it.memory_text} |" in text for it in made_report.found) == len(made_report.found)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in tables_ if "verdict" not in line)
+    for link in re.findall(r"\]\((figures/.*?)\)", text):
+        assert (out / link).is_file()
+
+
+def test_figures_follow_the_theme(made):
+    """No colour but data images and the heat map's black and white is fixed in the page's figures."""
+    out, _ = made
+    for svg in re.findall(r"<svg.*?</svg>", (out / "report.html").read_text(), re.S):
+        fixed = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r'"data:image[^"]*"', "", svg)))
+        assert fixed <= {"#ffffff", "#000000"}
+        assert 'role="img"' in svg and "<title" in svg
+
+
+def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [figures.heat_map(run)])
+    factory.write_json(tmp_path, small(seed=0))
+    _, first = report.make_report(tmp_path)
+    factory.write_json(tmp_path, small(seed=1))
+    again, second = report.make_report(tmp_path)
+    assert first == second and len(again.runs) == 2 and not again.skipped  # its own files are no results
+    assert "2 runs of 1 experiments" in (tmp_path / "report" / "report.md").read_text()
+    assert sorted(it for it in (tmp_path / "report").rglob("*") if it.is_file()) == sorted(second)
+
+
+# -- colours
+
+
+def linear(colour):
+    value = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(light):
+    """Ottosson 2020; Euclidean distance is near to what is seen."""
+    to_cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+    to_lab = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+    return np.array(to_lab) @ np.cbrt(np.array(to_cones) @ light)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1
+EYES = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("palette, paper", [(figures.LIGHT, "#ffffff"), (figures.DARK, "#15181d")])
+def test_colours_can_be_told_apart_by_all_eyes(palette, paper):
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    for colour in palette:
+        low, high = sorted((linear(colour) @ weights, linear(paper) @ weights))
+        assert (high + 0.05) / (low + 0.05) >= 3, colour
+    for eye, matrix in EYES.items():
+        seen = [oklab(np.clip(np.array(matrix) @ linear(colour), 0, 1)) for colour in palette]
+        for i in range(len(seen)):
+            for j in range(i):
+                assert np.linalg.norm(seen[i] - seen[j]) > 0.06, (eye, palette[i], palette[j])
+
+
+def test_learners_differ_without_colour(folder):
+    found, _, _ = found_in(folder)
+    look = figures.looks(found)
+    assert len({(it.marker, it.hollow) for it in look.values()}) == len(look)
+    assert look["gem"].colour == look["gem (original)"].colour
+    assert look == {**look, **figures.looks([it for it in found if it.data == "mnist_rotations"])}
+
+
+# -- in a browser
+
+
+def browse(page_path, tmp_path, *options):
+    """Runs headless Chromium on a page; returns what it prints."""
+    arguments = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars"
+    ).split()
+    profile = tmp_path / f"profile{time.monotonic_ns()}"
+    done = subprocess.run(
+        [CHROMIUM, *arguments, f"--user-data-dir={profile}", *options, page_path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_opens_light_and_dark(made, tmp_path):
+    from PIL import Image
+
+    out, _ = made
+    for scheme, dark in (("light", False), ("dark", True)):
+        shot = tmp_path / f"{scheme}.png"
+        setting = f"--blink-settings=preferredColorScheme={int(not dark)}"
+        browse(out / "report.html", tmp_path, f"--screenshot={shot}", "--window-size=1200,3000", setting)
+        with Image.open(shot) as picture:
+            grey = np.asarray(picture.convert("L"))
+            colours = len(set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3)[::7])))
+        assert grey.shape == (3000, 1200)
+        assert (np.median(grey) < 60) == dark and grey.std() > 8
+        assert colours > 100  # text and lines are drawn, not boxes alone
+        print(f"screenshot: {shot}")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_tables_sort_in_the_browser(made, tmp_path):
+    """A click sorts numbers from the largest, a second one from the smallest."""
+    out, _ = made
+    script = """<script>addEventListener("load", () => {
+      const table = document.querySelector('[aria-label="Results on mnist_rotations"] table');
+      const button = [...table.tHead.rows[0].cells].find(cell => cell.textContent === "RA"), column = button.cellIndex;
+      const values = () => [...table.tBodies[0].rows].map(row => row.cells[column].dataset.v).join(" ");
+      button.querySelector("button").click();
+      const down = values() + "|" + button.getAttribute("aria-sort");
+      button.querySelector("button").click();
+      document.title = [button.textContent, down, values() + "|" + button.getAttribute("aria-sort")].join("#");
+    });</script></body>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text((out / "report.html").read_text().replace("</body>", script))
+    title = re.search(r"<title>(RA#.*?)</title>", browse(copy, tmp_path, "--dump-dom"))[1]
+    _, down, up = title.split("#")
+    values, direction = down.split("|")
+    numbers = [float(value) for value in values.split()]
+    assert direction == "descending" and numbers == sorted(numbers, reverse=True) and len(set(numbers)) > 3
+    values, direction = up.split("|")
+    assert direction == "ascending" and [float(value) for value in values.split()] == sorted(numbers)

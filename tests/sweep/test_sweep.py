@@ -1,0 +1,319 @@
+"""The list of the paper's experiments, how a finished one is recognised, and what a sweep says and refuses."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from run import provenance
+from sweep import __main__ as command_line
+from sweep import commands, conduct, experiment, tuning, work
+from sweep.commands import Command
+from sweep.work import Outcome, Site
+
+ROOT = Path(__file__).parent.parent.parent
+SHARED = {"n_layers": 2, "n_hiddens": 100, "batch_size": 1, "log_every": 100, "cuda": False}
+DATA = {"rotations": 1000, "permutations": 1000, "manypermutations": 200}
+# The paper's hyperparameters (its appendix): learner, memories; flags; their values on the three data sets.
+PAPER = """
+online      -    | lr | .0003 | .003 | .003
+independent -    | lr | .01 | .01 | .01
+taskinput   -    | lr | .01 | .01 | .01
+ewc         -    | n_memories lr memory_strength | 10 .001 100 | 10 .01 10 | 10 .003 1
+gem         5120 | lr n_memories memory_strength | .01 256 1 | .01 256 1 | .01 51 0
+gem         500  | lr n_memories memory_strength | .01 25 0 | .01 25 1 | .003 5 .1
+gem         200  | lr n_memories memory_strength | .01 10 0 | .01 10 0 | -
+eralg4      5120 | lr replay_batch_size | .1 25 | .1 25 | .1 25
+eralg4      500  | lr replay_batch_size | .1 5 | .1 10 | .1 25
+eralg4      200  | lr replay_batch_size | .1 10 | .1 10 | -
+eralg5      5120 | lr replay_batch_size | .03 100 | .01 25 | .003 10
+eralg5      500  | lr replay_batch_size | .01 100 | .01 25 | .01 5
+eralg5      200  | lr replay_batch_size | .01 50 | .01 10 | -
+meralg1 5120 | lr beta gamma replay_batch_size batches_per_example | .03 .03 1 100 10 | .03 .03 1 100 10 | .1 .01 1 5 10
+meralg1 500 | lr beta gamma replay_batch_size batches_per_example | .1 .01 1 10 10 | .03 .03 1 25 10 | .03 .03 1 5 10
+meralg1 200 | lr beta gamma replay_batch_size batches_per_example | .1 .01 1 10 5 | .03 .03 1 10 10 | -
+meralg6     5120 | lr gamma replay_batch_size | .03 .1 100 | .03 .1 50 | .03 .1 25
+meralg6     500  | lr gamma replay_batch_size | .1 .03 10 | .03 .3 10 | .1 .03 5
+meralg6     200  | lr gamma replay_batch_size | .1 .03 25 | .1 .03 5 | -
+meralg7     5120 | lr gamma replay_batch_size s | .03 .03 100 5 | .01 .1 100 10 | .03 .03 100 10
+meralg7     500  | lr gamma replay_batch_size s | .03 .03 50 5 | .01 .1 25 10 | .03 .03 5 10
+meralg7     200  | lr gamma replay_batch_size s | .03 .03 50 5 | .03 .1 5 2 | -
+"""
+
+
+def papers_experiments():
+    for line in PAPER.strip().splitlines():
+        who, names, *values = (part.split() for part in line.split("|"))
+        for (data, n), texts in zip(DATA.items(), values, strict=True):
+            if texts != ["-"]:
+                flags = dict(zip(names, map(float, texts), strict=True))
+                if who[0].startswith(("er", "mer")):
+                    flags["memories"] = int(who[1])
+                yield {"model": who[0], "data_file": f"mnist_{data}.pt", "samples_per_task": n, **SHARED, **flags}
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """The script's list, as a file of commands."""
+    path = tmp_path_factory.mktemp("list") / "commands.txt"
+    path.write_bytes(subprocess.run(["bash", ROOT / "mer_examples.sh", "--experiments"], capture_output=True).stdout)
+    return path
+
+
+@pytest.fixture
+def run_sweep(capsys, tmp_path):
+    """run_sweep(*words): the exit code, stdout and stderr of a sweep into tmp_path/sweep."""
+
+    def run(*words, save_path=tmp_path / "sweep"):
+        code = command_line.main([str(word) for word in (*words, "--save_path", save_path)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path, task_file):
+    """write(*lines): a file with a command for each line of flags, on tiny data."""
+
+    def write(*lines):
+        folder, name = task_file(n_tasks=2)
+        path = tmp_path / "commands.txt"
+        shared = f"--data_path {folder} --data_file {name} --n_hiddens 8"
+        path.write_text("".join(f"python main.py {shared} {line}\n" for line in lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """Those of the tests' own process, in which sweeps run here."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# the list
+
+
+def test_the_list_is_the_papers():
+    found = commands.experiments()
+    assert Counter(it["data_file"] for it in found) == {
+        "mnist_rotations.pt": 22,
+        "mnist_permutations.pt": 22,
+        "mnist_manypermutations.pt": 16,
+    }
+    assert sorted(map(sorted, map(dict.items, found))) == sorted(map(sorted, map(dict.items, papers_experiments())))
+
+
+def test_the_script_lists_commands_that_can_be_copied():
+    environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
+    line = ["./mer_examples.sh", "--list", "0 1", "--learner", "meralg7,online", "--data", "manypermutations"]
+    listing = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert listing.returncode == 0, listing.stderr
+    lines = listing.stdout.splitlines()
+    assert len(lines) == 2 * 3 and "$" not in listing.stdout
+    assert lines[0].startswith("python main.py --model online --data_file mnist_manypermutations.pt ")
+    assert [line.split()[-2:] for line in lines] == 3 * [["--seed", "0"]] + 3 * [["--seed", "1"]]
+    assert all(Command.of(shlex.split(line)[2:]).args.samples_per_task == 200 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "words, n",
+    [
+        ([], 60),
+        (["--learner", "gem"], 8),
+        (["--learner", "gem,ewc", "--learner", "online"], 14),
+        (["--data", "permutations"], 22),
+        (["--memories", "5120"], 18),
+        (["--memories", "200", "--memories", "500"], 30),
+        (["--memories", "500", "--learner", "gem", "--data", "rotations,manypermutations"], 2),
+    ],
+)
+def test_filters(words, n, listed, run_sweep):
+    code, out, _ = run_sweep("--list", "--commands", listed, *words)
+    assert code == 0 and len(out.splitlines()) == n
+
+
+# what an experiment is
+
+
+def test_only_what_matters_makes_another_experiment(write, monkeypatch):
+    path = write("--model online --engine reference")
+    (command,) = commands.read(path.read_text().splitlines(), path)
+    key = experiment.prepare(command).key
+
+    def key_with(flags):
+        return experiment.prepare(command.plus(flags)).key
+
+    for flags in ({"threads": "2"}, {"checkpoint_every": "never"}, {"lr": "1e-3"}, {"draws": "shuffle"}):
+        assert key_with(flags) == key
+    for flags in ({"lr": "0.01"}, {"seed": "1"}, {"draws": "uniform"}, {"log_every": "7"}):
+        assert key_with(flags) != key
+    monkeypatch.setattr(provenance, "code_identity", lambda learner, engine: "another version")
+    assert key_with({}) != key
+
+
+def test_a_finished_run_is_known_whatever_its_file_is_called(write, run_sweep, run_main, tmp_path):
+    path = write("--model online", "--model online --lr 0.5")
+    words = path.read_text().splitlines()[0].split()[2:]
+    by_hand = run_main(*words, "--seed", 3, "--threads", 1, save_path=tmp_path / "sweep").files[".json"]
+    by_hand.rename(by_hand.with_name("renamed.json"))
+    (tmp_path / "sweep" / "half.json").write_text(by_hand.with_name("renamed.json").read_text()[:500])
+    (tmp_path / "sweep" / "foreign.json").write_text('["mer-result/1"]')
+    code, out, err = run_sweep(3, "--commands", path)
+    assert code == 0 and "1 done, 1 skipped (finished before), 0 failed" in out, err
+    assert "1 done" not in run_sweep(3, "--commands", path)[1]
+
+
+def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_main, tmp_path):
+    path = write("--model online")
+    (command,) = commands.read(path.read_text().splitlines(), path)
+    made = experiment.prepare(command.with_seed(3))
+    private = experiment.private_folder(tmp_path / "sweep", made.key)
+    left = run_main(*commands.words(made.flags), save_path=private).files[".json"]
+    code, out, err = run_sweep(3, "--commands", path)
+    assert code == 0 and "0 done, 1 skipped" in out, err
+    assert (tmp_path / "sweep" / left.name).exists() and not private.exists()
+
+
+# what a sweep says and refuses
+
+
+def test_a_failing_run_does_not_stop_the_rest(write, run_sweep, tmp_path):
+    path = write("--model gem", "--model online --lr 1e30", "--model online")
+    code, out, err = run_sweep(3, "--commands", path, "--jobs", 1)
+    assert code == 1 and "1 done, 0 skipped (finished before), 2 failed" in out
+    assert "failed: gem 0 tiny seed 3: exit code 2" in out and "python main.py --model gem" not in err
+    assert "error: --n_memories 0: gem keeps examples" in out  # from its log
+    assert "diverged: the training loss is not finite" in out
+    assert "[3/3] done: online tiny seed 3: RA 0." in err
+    code, out, _ = run_sweep(3, "--commands", path)
+    assert code == 1 and "0 done, 1 skipped (finished before), 2 failed" in out
+    logs = [path.read_text() for path in (tmp_path / "sweep" / "logs").iterdir()]
+    assert sorted(text.count("try 1") for text in logs) == [1, 1, 2]  # what diverged is not run again
+
+
+def test_tuning(write, run_sweep, tmp_path):
+    path, folder = write("--model online --lr 0.5 --n_epochs 3"), tmp_path / "sweep"
+    grid = ("--grid", "lr=0.0001,0.1", "--grid", "batch_size=1", "--tuning_seeds", 8, 9)
+    code, out, err = run_sweep(3, "--commands", path, *grid)
+    assert code == 0, out + err
+    (record,) = (folder / "tuning").glob("*.json")
+    saved = json.loads(record.read_text())
+    (entry,) = saved["experiments"]
+    assert saved["tuning_seeds"] == [8, 9] and saved["reported_seeds"] == [3] and entry["code"] and saved["date"]
+    runs = [json.loads(path.read_text()) for path in (folder / "tuning" / "runs").glob("*.json")]
+    RAs = {(str(run["args"]["lr"]), str(run["seed"])): run["stats"]["RA"] for run in runs}
+    assert len(RAs) == len(runs) == 4
+    for point in entry["points"]:
+        values = {seed: RAs[point["flags"]["lr"], seed] for seed in ("8", "9")}
+        assert point["RA"] == values and point["mean"] == pytest.approx(sum(values.values()) / 2)
+    assert entry["choice"] == {"lr": "0.1", "batch_size": "1"} and "--lr 0.1 " in entry["chosen_command"]
+    (reported,) = (json.loads(path.read_text()) for path in folder.glob("*.json"))
+    assert reported["seed"] == 3 and reported["args"]["lr"] == 0.1
+    assert reported["data"]["identity"] == entry["data"]["identity"]
+    assert run_sweep(3, "--commands", path, *grid)[0] == 0
+    assert list((folder / "tuning").glob("*.json")) == [record]  # the same once more: no second record
+    code, _, err = run_sweep(9, "--commands", path)
+    assert code == 2 and "seed 9 serves for tuning (the record" in err and "choose other seeds" in err
+
+
+@pytest.mark.parametrize(
+    "of_seeds, choice",
+    [
+        ({"0.1": (0.5, 0.6), "0.2": (0.8, 0.4)}, "0.2"),
+        ({"0.1": (0.5, 0.6), "0.2": (0.9, "diverged")}, "0.1"),
+        ({"0.1": ("diverged", 0.6), "0.2": (0.9, "diverged")}, None),
+        ({"0.1": (0.5, 0.6), "0.2": (0.9, "failed")}, None),  # it might have been the best
+    ],
+)
+def test_the_choice(of_seeds, choice, write):
+    path = write("--model online")
+    commands_ = commands.read(path.read_text().splitlines(), path)
+    trials = tuning.Tuning(commands_, [{"lr": lr} for lr in of_seeds], [8, 9])
+    made = [experiment.prepare(command) for command in trials.commands()]
+    outcomes = {}
+    for it, value in zip(made, (value for values in of_seeds.values() for value in values), strict=True):
+        outcome = Outcome("done", value) if isinstance(value, float) else Outcome(value, failure="so it is")
+        outcomes[it.key] = outcome
+    entry = trials.judge(commands_[0], outcomes)
+    assert entry["choice"] == (choice and {"lr": choice})
+    assert [list(point["RA"].values()) for point in entry["points"]] == [
+        [value if isinstance(value, float) else None for value in values] for values in of_seeds.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    "line, words, message",
+    [
+        ("--model online", (), "which seeds? Give some"),
+        ("--model online --seed 2", ("1",), "a command has a --seed of its own"),
+        ("--model nothing", ("1",), "line 1: unknown model 'nothing'"),
+        ("--model online --lr x", ("1",), "line 1: main.py does not take"),
+        ("--model online --resume auto", ("1",), "--resume auto: the sweep decides that"),
+        ("--model online", ("1", "--learner", "gem"), "--learner gem: no command has it; choose from online"),
+        ("--model online", ("1", "--memories", "100"), "no command is left"),
+        ("--model online", ("1", "--grid", "gamma=1"), "--grid gamma: online does not read --gamma"),
+        ("--model online", ("1", "--grid", "lr"), "--grid lr: write --grid FLAG=VALUE"),
+        ("--model online", ("1", "--grid", "seed=1,2"), "seed is nothing to tune"),
+        ("--model online", ("1", "--grid", "lr=1,-1"), "main.py does not take"),
+        ("--model online", ("101", "--grid", "lr=1"), "seed 101 serves for tuning (--tuning_seeds)"),
+        ("--model online --data_file no.pt", ("1",), "no data file"),
+    ],
+)
+def test_refusals(line, words, message, write, run_sweep):
+    code, out, err = run_sweep(*words, "--commands", write(line))
+    assert code == 2 and message in err and not out
+    assert "Traceback" not in err
+
+
+def test_refused_files_and_folders(write, run_sweep, tmp_path):
+    assert "--commands nowhere cannot be read" in run_sweep(1, "--commands", "nowhere")[2]
+    (tmp_path / "file").write_text("python other.py\n")
+    assert (
+        "file, line 1: 'python other.py' is no command of main.py" in run_sweep(1, "--commands", tmp_path / "file")[2]
+    )
+    code, _, err = run_sweep(1, "--commands", write("--model online"), save_path=tmp_path / "file" / "below")
+    assert code == 2 and "cannot be written: Not a directory; choose another --save_path" in err
+
+
+def test_without_ray(write, run_sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = run_sweep(1, "--commands", write("--model online"), "--ray", "auto")
+    assert code == 2 and "pip install -r requirements-cluster.txt" in err
+
+
+def test_what_a_log_tells_of_the_progress(tmp_path):
+    log = tmp_path / "run.log"
+    assert work.progress(log, 0) is None
+    log.write_text("--- then, try 1: python main.py --model online\n")
+    assert work.progress(log, 0) == (0.0, "starting")
+    with open(log, "a") as file:
+        file.write("\r  0%|   | 0/200 [00:00<?, ?ex/s]\r 25%|██ | 50/200 [00:10<00:30, 5.00ex/s, task 0: 0.9]")
+    assert work.progress(log, 0) == (0.25, "00:10<00:30, 5.00ex/s, task 0: 0.9")
+    assert work.progress(log, log.stat().st_mtime + 1) is None
+
+
+def test_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
+    site, made = (
+        Site(str(tmp_path), str(tmp_path), 1),
+        experiment.Experiment({}, "online seed 1", "0" * 64, "", 1, False),
+    )
+    site.make()
+    monkeypatch.setattr(conduct, "QUIET", -1)
+    display = conduct.Display(total=3, n_before=1, site=site, n_lines=2)
+    display.begin -= 50
+    site.log(made).write_text("\r 50%|██ | 1/2 [00:10<00:10, 5.00ex/s]")
+    display.show([made])
+    text, line = capsys.readouterr().err.splitlines()
+    assert text == "1.5 of 3 runs, about 02:30 left" and line == "  online seed 1:  50% 00:10<00:10, 5.00ex/s"
+    display.tell(made, Outcome("done", 0.5, 60.0))
+    assert capsys.readouterr().err == "[2/3] done: online seed 1: RA 0.500 (60 s)\n"
