@@ -35,12 +35,14 @@ cdef class Batch:
     cdef Entry *entry
     cdef int32_t *start
     cdef Sparse d[GROUP]
+    cdef float *d_value             # (GROUP, most)
+    cdef Py_ssize_t most            # entries of a list
     cdef int32_t *all               # 0, 1, 2, ...: the list of all outputs
     cdef float **turned             # of each level but the first, its weights (n_out, width below), as `turn` left them
     cdef Memory group_memory
 
     def __cinit__(self, Layout layout):
-        cdef Py_ssize_t l, e, n_bytes, n_turned = 0, most = 1
+        cdef Py_ssize_t l, n_bytes, n_turned = 0, most = 1
         cdef float *at
         self.layout = layout
         for l in range(layout.n_layers):
@@ -55,8 +57,7 @@ cdef class Batch:
         for l in range(1, layout.n_levels):
             self.turned[l] = at
             at += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
-        for e in range(GROUP):
-            self.d[e].value = at + e * most
+        self.d_value, self.most = at, most
         self.entry = <Entry *> (at + GROUP * most)
         self.start = <int32_t *> (self.entry + GROUP * most)
         self.all = self.start + most
@@ -123,6 +124,10 @@ cdef class Batch:
         self.loss = 0
         return n
 
+    cdef inline float *outputs_at(self, Py_ssize_t l, Py_ssize_t b) noexcept nogil:
+        """Example b's outputs of level l, or their gradient."""
+        return self.delta[l] + b * self.layout.level(l, 0).width
+
     cdef inline Py_ssize_t group(self, Py_ssize_t b, Py_ssize_t end) noexcept nogil:
         """Number of examples from b on, at most GROUP, that have the same head."""
         cdef Py_ssize_t n = 1
@@ -174,23 +179,24 @@ cdef class Batch:
 
     cdef void pass_down(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
         """backward() for n >= FEW examples: the gradients pass over the transposed rows as inputs pass over the rows."""
-        cdef Py_ssize_t l = self.layout.n_levels - 1, e
-        cdef Layer *layer = self.layout.level(l, 0)
-        cdef float *below
-        cdef Py_ssize_t width
-        cdef Sparse outputs[GROUP]
-        cdef Sparse *d = outputs
+        cdef Py_ssize_t l
+        for l in range(self.layout.n_levels - 1, 0, -1):
+            forward_group(self.turned[l], self.layout.level(l, 0).n_out, self.layout.level(l - 1, 0).width,
+                          self.deltas_of(l, b, n), n, self.outputs_at(l - 1, b))
+        self.deltas_of(0, b, n)
+
+    cdef Sparse *deltas_of(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
+        """delta[l] of n examples from b on as lists, until the next call; where a unit is off, it becomes 0."""
+        cdef Py_ssize_t e
+        cdef Sparse *d
         for e in range(n):
-            outputs[e].n, outputs[e].index = layer.n_out, self.all
-            outputs[e].value = self.delta[l] + (b + e) * layer.width
-        while l > 0:
-            width = self.layout.level(l - 1, 0).width
-            below = self.delta[l - 1] + b * width
-            forward_group(self.turned[l], self.layout.level(l, 0).n_out, width, d, n, below)
-            for e in range(n):
-                keep_active(&self.x[l][b + e], below + e * width, width, &self.d[e])
-            d = self.d
-            l -= 1
+            d = &self.d[e]
+            if l == self.layout.n_levels - 1:
+                d.n, d.index, d.value = self.layout.n_outputs, self.all, self.outputs_at(l, b + e)
+            else:
+                d.value = self.d_value + e * self.most
+                keep_active(&self.x[l + 1][b + e], self.outputs_at(l, b + e), self.layout.level(l, 0).width, d)
+        return self.d
 
     cdef inline void differentiate_outputs(self, Py_ssize_t b) noexcept nogil:
         """The loss of example b, and its gradient in the place of the net's outputs."""
@@ -199,14 +205,14 @@ cdef class Batch:
         self.loss += self.weight[b] * cross_entropy(self.delta[last] + b * layer.width, layer.n_out, layer.width,
                                                     self.y[b], self.scale[b])
 
-    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, float *target, Frames frames) noexcept nogil:
-        """target += sum over the examples of x[l] outer delta[l], level l's (scaled) gradient.
+    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, float *target,
+                         Frames frames) noexcept nogil:
+        """target += sum over the examples of x[l] outer delta, delta (n, width) being delta[l] or a multiple of it.
 
         target is laid out as the weights; if it is the weights, frames are those to be told, else None.
         """
         cdef Layer *layer = self.layout.level(l, self.head[b])
         cdef float *rows = target + layer.start
-        cdef float *delta = self.delta[l] + b * layer.width
         cdef Sparse *x = self.x[l] + b
         cdef Py_ssize_t i, e
         if n < FEW:
@@ -233,7 +239,7 @@ cdef class Batch:
                 m = self.group(b, n)
                 self.differentiate(w, b, m)
                 for l in range(self.layout.n_levels):
-                    self.accumulate(l, b, m, target, None)
+                    self.accumulate(l, b, m, self.outputs_at(l, b), target, None)
                 b += m
         return self.loss / n
 

@@ -228,27 +228,32 @@ static inline void forward(const float *rows, ptrdiff_t width, const Sparse *x, 
         add_rows(rows, width, width, x->index, x->value, x->n, NO_END, h);
 }
 
-INLINE void forward_group_tile(const int lines, const float *rows, ptrdiff_t n_rows, ptrdiff_t width, const Sparse *x,
-                               ptrdiff_t n, float *h) {
+INLINE void pass_over_tile(const int lines, const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, const Sparse *x,
+                           ptrdiff_t n, float *h, ptrdiff_t width) {
     ptrdiff_t done[GROUP] = {0};        /* entries of each example */
     ptrdiff_t row = lines * LINE * sizeof(float), parts = (n_rows * row + CACHED / 2) / CACHED;
     int32_t step = (int32_t) (parts > 1 ? (n_rows + parts - 1) / parts : n_rows);
     for (int32_t end = step; end < n_rows + step; end += step)
         for (ptrdiff_t b = 0; b < n; b++)
-            done[b] += add_rows_tile(lines, rows, width, x[b].index + done[b], x[b].value + done[b], x[b].n - done[b], end,
+            done[b] += add_rows_tile(lines, rows, stride, x[b].index + done[b], x[b].value + done[b], x[b].n - done[b], end,
                                      h + b * width);
 }
 
-/* forward() for n examples, h (n, width): all of them pass over a cacheful of rows, then over the next. */
+/* h[b, :width] = sum_i x_b[i] rows[i, :width] for n examples: all pass over a cacheful of rows, then over the next. */
+static inline void pass_over(const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, ptrdiff_t width, const Sparse *x,
+                             ptrdiff_t n, float *h) {
+    memset(h, 0, n * width * sizeof(float));
+    IN_TILES(width, pass_over_tile(LINES, rows + j, n_rows, stride, x, n, h + j, width))
+}
+
+/* forward() for n examples, h (n, width). */
 static inline void forward_group(const float *rows, ptrdiff_t n_rows, ptrdiff_t width, const Sparse *x, ptrdiff_t n,
                                  float *h) {
     if (n < FEW || width == LINE)
         for (ptrdiff_t b = 0; b < n; b++)
             forward(rows, width, &x[b], h + b * width);
-    else {
-        memset(h, 0, n * width * sizeof(float));
-        IN_TILES(width, forward_group_tile(LINES, rows + j, n_rows, width, x, n, h + j))
-    }
+    else
+        pass_over(rows, n_rows, width, width, x, n, h);
 }
 
 /* ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(n) */
@@ -318,6 +323,15 @@ static inline void add_sorted(const Entry *entry, const int32_t *start, ptrdiff_
 }
 
 
+/* a[:n] . b[:n]; n is a multiple of LINE.  O(n) */
+static inline float dot(const float *a, const float *b, ptrdiff_t n) {
+    vec total[VECS] = {0};
+    for (ptrdiff_t v = 0; v < n / LINE * VECS; v += VECS)
+        EACH(c, VECS)
+            total[c] = total[c] + ((const vec *) a)[v + c] * ((const vec *) b)[v + c];
+    return sum_of(total);
+}
+
 /* For Gram matrices: products[2 i + j] = a[i][:n] . b[j][:n] for i < 4, j < 2; n is a multiple of LINE.  O(n)
    What is read from the cache serves two products or four; each product has a register of its own. */
 static inline void four_by_two(const float *const *a, const float *const *b, ptrdiff_t n, float *products) {
@@ -344,6 +358,16 @@ static inline void four_by_two(const float *const *a, const float *const *b, ptr
 static inline void add_row(float *y, float a, const float *x, ptrdiff_t n) {                    /* y += a x */
     for (ptrdiff_t j = 0; j < n; j++)
         y[j] += a * x[j];
+}
+
+static inline void add_product(float *y, const float *a, const float *b, ptrdiff_t n) {         /* y += a b */
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] += a[j] * b[j];
+}
+
+static inline void scale(float *y, float a, const float *x, ptrdiff_t n) {                      /* y = a x */
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] = a * x[j];
 }
 
 static inline void interpolate(float *y, const float *y0, float step, ptrdiff_t n) {            /* y = y0 + (y - y0) step */
