@@ -33,7 +33,7 @@ cdef class Batch:
     cdef list memory
     # Of a group at work: the entries of its inputs by row (sort_by_row), and its gradients as lists
     cdef Entry *entry
-    cdef int32_t *start
+    cdef int32_t *count
     cdef Sparse d[GROUP]
     cdef float *d_value             # (GROUP, most)
     cdef Py_ssize_t most            # entries of a list
@@ -50,7 +50,7 @@ cdef class Batch:
         for l in range(1, layout.n_levels):
             n_turned += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
         n_bytes = padded(2 * layout.n_levels) * sizeof(float) + n_turned * sizeof(float)
-        n_bytes += GROUP * most * (sizeof(Entry) + sizeof(float)) + 2 * most * sizeof(int32_t)
+        n_bytes += most * (BUCKET * sizeof(Entry) + GROUP * sizeof(float)) + 2 * most * sizeof(int32_t)
         self.group_memory = Memory(n_bytes)
         self.turned = <float **> self.group_memory.at
         at = <float *> self.group_memory.at + padded(2 * layout.n_levels)
@@ -59,8 +59,8 @@ cdef class Batch:
             at += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
         self.d_value, self.most = at, most
         self.entry = <Entry *> (at + GROUP * most)
-        self.start = <int32_t *> (self.entry + GROUP * most)
-        self.all = self.start + most
+        self.count = <int32_t *> (self.entry + BUCKET * most)
+        self.all = self.count + most
         for l in range(most):
             self.all[l] = <int32_t> l
 
@@ -205,9 +205,11 @@ cdef class Batch:
         self.loss += self.weight[b] * cross_entropy(self.delta[last] + b * layer.width, layer.n_out, layer.width,
                                                     self.y[b], self.scale[b])
 
-    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, float *target,
-                         Frames frames) noexcept nogil:
+    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, bint fresh,
+                         float *target, Frames frames) noexcept nogil:
         """target += sum over the examples of x[l] outer delta, delta (n, width) being delta[l] or a multiple of it.
+
+        With fresh, nothing is there yet, and level l of target becomes that sum.
 
         target is laid out as the weights; if it is the weights, frames are those to be told, else None.
         """
@@ -216,30 +218,38 @@ cdef class Batch:
         cdef Sparse *x = self.x[l] + b
         cdef Py_ssize_t i, e
         if n < FEW:
+            if fresh:
+                memset(rows, 0, (layer.n_in + 1) * layer.width * sizeof(float))
             for e in range(n):
                 add_outer(layer, rows, &x[e], delta + e * layer.width, frames)
+            return
+        sort_by_row(x, n, layer.n_in + 1, layer.width, self.entry, self.count)
+        if frames is not None and frames.depth:
+            for i in range(layer.n_in + 1):
+                if self.count[i]:
+                    frames.touch(layer.first + i)
+        if fresh:
+            add_sorted(True, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
         else:
-            sort_by_row(x, n, layer.n_in + 1, layer.width, self.entry, self.start)
-            if frames is not None and frames.depth:
-                for i in range(layer.n_in + 1):
-                    if self.start[i] < self.start[i + 1]:
-                        frames.touch(layer.first + i)
-            add_sorted(self.entry, self.start, layer.n_in + 1, layer.width, delta, rows)
+            add_sorted(False, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
 
     cdef double mean_gradient(self, const float *w, Examples examples, slots, float *target) except? -1:
-        """target += the gradient of the examples' mean CE, which is returned; none: ValueError."""
+        """target = the gradient of the examples' mean CE, which is returned; none: ValueError."""
         cdef Py_ssize_t b = 0, m, l, n = len(slots)
         if n == 0:
             raise ValueError("the mean loss of no examples has no gradient")
         self.load(examples, slots, None, <float> 1 / n)
         with nogil:
+            if self.layout.n_heads > 1:
+                memset(target, 0, self.layout.n_weights * sizeof(float))
             if n >= FEW:
                 self.turn(w)
             while b < n:
                 m = self.group(b, n)
                 self.differentiate(w, b, m)
                 for l in range(self.layout.n_levels):
-                    self.accumulate(l, b, m, self.outputs_at(l, b), target, None)
+                    self.accumulate(l, b, m, self.outputs_at(l, b), b == 0 and self.layout.n_heads == 1, target,
+                                    None)
                 b += m
         return self.loss / n
 

@@ -210,5 +210,5 @@ cdef class FactoredGradients:
                     width = self.layout.level(l, 0).width
                     for e in range(m):
                         scale(scaled + e * width, factors[self.task[b + e]], self.batch.outputs_at(l, b + e), width)
-                    self.batch.accumulate(l, b, m, scaled, sum, None)
+                    self.batch.accumulate(l, b, m, scaled, False, sum, None)
         return combined

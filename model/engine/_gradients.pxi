@@ -52,7 +52,6 @@ cdef class TaskGradients:
         cdef float *g
         for k in range(first, self.n_tasks, step):
             g = self.G + k * self.layout.n_weights
-            memset(g, 0, self.layout.n_weights * sizeof(float))
             losses[k] = batch.mean_gradient(self.net.w, examples, list_of_slots[k], g)
 
     cdef inline float *at(self, Py_ssize_t k, Py_ssize_t start) noexcept nogil:

@@ -38,7 +38,7 @@ cdef extern from *:
 identity = IDENTITY.decode()
 
 cdef extern from "_rows.h" nogil:
-    enum: LINE, NO_END, GROUP, FEW
+    enum: LINE, NO_END, GROUP, BUCKET, FEW
     ctypedef struct Sparse:
         Py_ssize_t n
         int32_t *index
@@ -63,9 +63,9 @@ cdef extern from "_rows.h" nogil:
     void keep_active(const Sparse *x, float *delta, Py_ssize_t width, Sparse *d)
     void transpose(const float *rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t width, float *out,
                    Py_ssize_t width_out)
-    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *start)
-    void add_sorted(const Entry *entry, const int32_t *start, Py_ssize_t n_rows, Py_ssize_t width, const float *delta,
-                    float *target)
+    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *count)
+    void add_sorted(bint fresh, const Entry *entry, const int32_t *count, Py_ssize_t n_rows, Py_ssize_t width,
+                    const float *delta, float *target)
     double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
 
     void add_row(float *y, float a, const float *x, Py_ssize_t n)
@@ -228,7 +228,8 @@ cdef class MLP(Weights):
         while b < end:
             n = self.batch.group(b, end)
             for l in range(self.layout.n_levels):
-                self.batch.accumulate(l, b, n, self.batch.outputs_at(l, b), self.w, self.frames)
+                self.batch.accumulate(l, b, n, self.batch.outputs_at(l, b), False, self.w,
+                                      self.frames)
             b += n
 
     def sgd_each(self, Examples examples, slots, weights=None):

@@ -27,6 +27,7 @@ enum {
     NO_END = 0x7FFFFFFF,
     DOT = 7 * LINE,             /* floats of a row whose products are summed in lanes, before the lanes are summed */
     GROUP = 64,                 /* examples that pass over the rows together */
+    BUCKET = GROUP + 8,         /* room for the entries of a row in a group; not a power of 2, for the cache's sake */
     FEW = 4,                    /* fewer than that go one by one */
     CACHED = 32768              /* bytes of rows that a group passes over at a time */
 };
@@ -157,10 +158,10 @@ static inline ptrdiff_t add_rows(const float *rows, ptrdiff_t stride, ptrdiff_t 
 }
 
 
-INLINE void add_entries_tile(const int lines, const float *rows, const Entry *entry, ptrdiff_t n, float *vector) {
+INLINE void add_entries_tile(const int lines, const int fresh, const float *rows, const Entry *entry, ptrdiff_t n, float *vector) {
     vec total[MOST];
     EACH(c, lines * VECS)
-        total[c] = ((const vec *) vector)[c];
+        total[c] = fresh ? (vec) {0} : ((const vec *) vector)[c];
     for (ptrdiff_t k = 0; k < n; k++) {
         const vec *row = (const vec *) (rows + entry[k].offset);
         ROW(row);
@@ -298,28 +299,25 @@ static inline void transpose(const float *rows, ptrdiff_t n_in, ptrdiff_t n_out,
             }
 }
 
-/* The entries of n examples by row: those of row i become entry[start[i]:start[i + 1]], in the order of the examples,
-   with the offset of the example in memory of rows of `width` floats. start has room for n_rows + 2.  (counting sort) */
+/* The entries of n examples by row: entry[i * BUCKET:][:count[i]] are those of row i, in the order of the examples, with
+   the offset of the example in memory of rows of `width` floats. */
 static inline void sort_by_row(const Sparse *x, ptrdiff_t n, ptrdiff_t n_rows, ptrdiff_t width, Entry *entry,
-                               int32_t *start) {
-    memset(start, 0, (n_rows + 2) * sizeof(int32_t));
+                               int32_t *count) {
+    memset(count, 0, n_rows * sizeof(int32_t));
     for (ptrdiff_t b = 0; b < n; b++)
-        for (ptrdiff_t k = 0; k < x[b].n; k++)
-            start[x[b].index[k] + 2]++;
-    for (ptrdiff_t i = 2; i < n_rows + 2; i++)
-        start[i] += start[i - 1];
-    for (ptrdiff_t b = 0; b < n; b++)
-        for (ptrdiff_t k = 0; k < x[b].n; k++)
-            entry[start[x[b].index[k] + 1]++] = (Entry) {(int32_t) (b * width), x[b].value[k]};
+        for (ptrdiff_t k = 0; k < x[b].n; k++) {
+            int32_t i = x[b].index[k];
+            entry[i * BUCKET + count[i]++] = (Entry) {(int32_t) (b * width), x[b].value[k]};
+        }
 }
 
-/* target[i, :width] += sum_b x_b[i] delta[b, :width] for all rows i, with the entries of x by row. */
-static inline void add_sorted(const Entry *entry, const int32_t *start, ptrdiff_t n_rows, ptrdiff_t width,
-                              const float *delta, float *target) {
+/* target[i, :width] += sum_b x_b[i] delta[b, :width] for all rows i, with the entries of x by row; with fresh, a constant,
+   = instead of +=. */
+INLINE void add_sorted(const int fresh, const Entry *entry, const int32_t *count, ptrdiff_t n_rows, ptrdiff_t width,
+                       const float *delta, float *target) {
     IN_TILES(width, for (ptrdiff_t i = 0; i < n_rows; i++)
-                        if (start[i] < start[i + 1])
-                            add_entries_tile(LINES, delta + j, entry + start[i], start[i + 1] - start[i],
-                                             target + i * width + j))
+                        if (fresh || count[i])
+                            add_entries_tile(LINES, fresh, delta + j, entry + i * BUCKET, count[i], target + i * width + j))
 }
 
 
