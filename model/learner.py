@@ -148,7 +148,7 @@ class ReplayLearner(Learner):
 
     def build(self):
         super().build()
-        self.k = self.args.replay_batch_size  # the paper's k-1
+        self.n_draws = self.args.replay_batch_size  # for each batch; with the current example the paper's k
         self.memory = Reservoir(self.examples, self.first_free_slot, self.args.memories, self.engine.draws)
 
     def learn(self, batch, t):

@@ -373,7 +373,22 @@ def test_another_program_is_noted(go, tmp_path, monkeypatch):
     assert "note: not what it was: code, cpu; the numbers may not be those of an undisturbed run" in found.err
 
 
+def test_whether_the_state_is_kept_may_change(go, tmp_path):
+    folder = place(tmp_path / "run")
+    path = stop(go, folder, 3, *words_of("eralg4", NATIVE))
+    found = go(folder, "--resume", path, "--keep_state", "no")
+    assert found.code == 0, found.err
+    assert not list(folder.glob("results/*.state")) and list(folder.glob("results/*.pt"))
+
+
 # --resume auto
+
+
+def test_resume_without_a_word_means_auto(go, tmp_path):
+    folder, words = place(tmp_path / "run"), words_of("eralg4", NATIVE)
+    path = stop(go, folder, 3, *words, "--resume")
+    found = go(folder, *words, "--resume")
+    assert found.code == 0 and f"goes on after 3 examples, from {path}" in found.err
 
 
 def test_auto_goes_on_where_there_is_something(go, tmp_path):
