@@ -22,7 +22,10 @@ from disk.resources import check_room
 from errors import UserError
 from tasks import files
 from tasks.archives import Failed, download, extract, verify_md5
+from tasks.files import load_tasks
 from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
+
+__all__ = ["load_tasks", "fetch", "generate", "main"]
 
 BYTES_PER_TASK = 70_000 * (784 * 4 + 8)  # of MNIST in the original's format
 CIFAR_TASKS, CIFAR_CLASSES = 20, 100

@@ -7,7 +7,8 @@ time.
 
 import importlib.machinery
 import os
-import platform
+import runpy
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -15,34 +16,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Sums may be reordered, which vectorising them needs; NaN and infinity keep their meaning (no -ffinite-math-only).
-FLAGS = [
-    "-O3",
-    "-g0",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-    "-fassociative-math",
-    "-fno-tree-loop-distribute-patterns",
-]
-VARIANTS = {"baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    VARIANTS["avx2"] = ["-mavx2", "-mfma"]
-    VARIANTS["avx512"] = [
-        "-mavx2",
-        "-mfma",
-        "-mavx512f",
-        "-mavx512dq",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mprefer-vector-width=512",
-    ]
+BUILD = runpy.run_path("model/engine/_build.py")  # alone: importing it as a module would need PyTorch
 
 
 def say(what):
     """One line to the user."""
     print(
-        f"{what}; with a C compiler and Cython 3, `python setup.py build_ext --inplace` builds the native engine; "
+        f"{what}; with a C compiler and Cython 3, `{BUILD['BUILD']}` builds the native engine; "
         "where none of its kernels are there, the reference engine is used",
         file=sys.stderr,
     )
@@ -87,15 +67,27 @@ def extensions():
     if int(__version__.split(".")[0]) < 3:
         say(f"not built: Cython is {__version__}")
         return []
-    sources = {"model.engine._draws": ("_draws", "", [])}
-    for name, flags in VARIANTS.items():
-        sources[f"model.engine._mlp_{name}"] = ("_mlp", name, flags)
+    # What is made of other sources or flags lies in another folder, so that it is never used again.
+    identity = BUILD["identity"]()
+    for folder in Path("build/cython").glob("*"):
+        if folder.name != identity:
+            shutil.rmtree(folder)
+    sources = {"_draws": ("_draws", [])}
+    sources |= {f"_mlp_{name}": ("_mlp", flags) for name, flags in BUILD["VARIANTS"].items()}
     return [
         extension
-        for module, (source, folder, flags) in sources.items()
+        for module, (source, flags) in sources.items()
         for extension in cythonize(
-            [Extension(module, [f"model/engine/{source}.pyx"], extra_compile_args=FLAGS + flags)],
-            build_dir=f"build/cython/{folder}",
+            [
+                Extension(
+                    f"model.engine.{module}",
+                    [f"model/engine/{source}.pyx"],
+                    include_dirs=["model/engine"],
+                    define_macros=[("IDENTITY", f'"{identity}"')],
+                    extra_compile_args=BUILD["FLAGS"] + flags,
+                )
+            ],
+            build_dir=f"build/cython/{identity}/{module}",
             quiet=True,
         )
     ]

@@ -26,9 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from main import set_out  # noqa: E402
 from model.engine import _compiled  # noqa: E402
-from run import provenance, settings  # noqa: E402
+from run import life, provenance, settings  # noqa: E402
 from run.evaluation import Evaluator, n_scored  # noqa: E402
 from sweep.commands import experiments  # noqa: E402
 from tasks.files import load_tasks  # noqa: E402
@@ -41,10 +40,9 @@ MANY = "mnist_manypermutations.pt"
 def make_experience(tasks, flags, engine, threads=1):
     """The Experience of a learner on an engine, nothing learned yet; threads 0: as many as a run takes by itself."""
     line = f"{flags} --data_file {tasks.name} --engine {engine} --threads {threads}"
-    args, learner_class, _ = settings.parse(line.split())
-    settings.resolve_engine(args, learner_class, tasks)
-    torch.set_num_threads(args.threads)
-    return set_out(args, learner_class, tasks)
+    chosen, _ = settings.resolve(settings.parse(line.split()), tasks)
+    torch.set_num_threads(chosen.threads)
+    return life.make_experience(chosen, tasks)
 
 
 def examples(experience, t, n):
@@ -120,7 +118,7 @@ def bench_steps(table):
         words = {True: "yes", False: "no"}
         given = {name: words[value] if isinstance(value, bool) else value for name, value in experiment.items()}
         flags = " ".join(f"--{name} {value}" for name, value in given.items() if name != "data_file")
-        args, learner_class, _ = settings.parse(flags.split())
+        args = settings.parse(flags.split())
 
         def make(engine, flags=flags):
             experience = make_experience(tasks, flags, engine)
@@ -131,7 +129,7 @@ def bench_steps(table):
             return seconds_per_example(experience, len(tasks.tasks) - 1)
 
         times = {engine: 1e6 * value for engine, value in paired(make, measure).items()}
-        read = {flag.name for flag in learner_class.flags}
+        read = {flag.name for flag in args.learner.flags}
         shown = ("memories", "replay_batch_size", "batches_per_example")
         name = " ".join([args.model, *(str(getattr(args, flag)) for flag in shown if flag in read)])
         table.add(f"{name}: example", "us", times["native"], times["reference"])
@@ -147,7 +145,7 @@ def bench_evaluation(table):
         n_images = sum(n_scored(len(task.test)) for task in tasks.tasks)
 
         def measure(experience, tasks=tasks):
-            evaluator = Evaluator(tasks.tasks, threads=1)
+            evaluator = Evaluator(dict(enumerate(tasks.tasks)), threads=1)
             begin = time.perf_counter()
             evaluator.evaluate(experience.learner).accuracies()
             return time.perf_counter() - begin
@@ -242,7 +240,7 @@ def bench_runs(table):
 
 def extrapolated(flags, n=200):
     """(seconds, a note) of a run on the reference engine, with the threads that it takes by itself."""
-    tasks = load_tasks(str(ROOT / "data"), settings.parse(flags.split())[0].data_file)
+    tasks = load_tasks(str(ROOT / "data"), settings.parse(flags.split()).data_file)
     experience = make_experience(tasks, flags, "reference", threads=0)
     fill(experience)
     batch = list(examples(experience, len(tasks.tasks) - 1, n))

@@ -15,17 +15,34 @@ from typing import Any
 
 MOST = 2**31 - 1  # of what is counted
 MOST_NUMBER = 3e38  # float32 has no larger one
+ENGINES = ("native", "reference")  # what computes: model.engine
+DRAWS = ("uniform", "shuffle")  # random sources of the memories: model.memory
+
+
+SCIENCE = "science"  # a run's numbers depend on it
+SHAPE = "shape"  # so does the layout of the learner's state: a learner that goes on must have the same
+DATA = "data"  # it says which tasks; the identity of the tasks stands for it
+FREE = "free"  # no number depends on it: it may differ between the parts of a run that was stopped
+PLACE = "place"  # nor on this, where a run's files and words go: a sweep decides it for its runs
 
 
 @dataclass(frozen=True)
 class Flag:
-    """`--name VALUE`. parse turns the text into the value, or raises argparse.ArgumentTypeError with the rule."""
+    """`--name VALUE`.
+
+    parse     turns the text into the value, or raises argparse.ArgumentTypeError with the rule
+    default   the value where the flag is not given
+    role      what depends on it: SCIENCE, SHAPE, DATA, FREE or PLACE
+    bare      the value of `--name` alone; None where it needs a VALUE
+    """
 
     name: str
     parse: Callable[[str], Any]
     default: Any
     help: str
     choices: tuple | None = None
+    role: str = SCIENCE
+    bare: Any = None
 
 
 def integer(least=None, most=MOST):
@@ -80,14 +97,22 @@ def yes_no(text):
 
 yes_no.domain = "yes|no"
 
-N_HIDDENS = Flag("n_hiddens", integer(1), 100, "hidden units a layer")
-N_LAYERS = Flag("n_layers", integer(0, 1000), 2, "hidden layers")
+# What the original's command line has, whichever the learner. A learner's `args` always hold these, and its own.
+N_HIDDENS = Flag("n_hiddens", integer(1), 100, "hidden units a layer", role=SHAPE)
+N_LAYERS = Flag("n_layers", integer(0, 1000), 2, "hidden layers", role=SHAPE)
 LR = Flag("lr", number(0), 1e-3, "learning rate of plain SGD")
-N_MEMORIES = Flag("n_memories", integer(0), 0, "memories per task")
+FINETUNE = Flag("finetune", yes_no, True, "start a task's network from the previous task's", bare=True)
+N_MEMORIES = Flag("n_memories", integer(0), 0, "memories per task", role=SHAPE)
 MEMORY_STRENGTH = Flag(
     "memory_strength", number(0), 0.0, "gem: margin of the quadratic program; ewc: weight of the penalty"
 )
-MEMORIES = Flag("memories", integer(1), 5120, "capacity of the reservoir, in examples")
+MEMORIES = Flag("memories", integer(1), 5120, "capacity of the reservoir, in examples", role=SHAPE)
 REPLAY_BATCH_SIZE = Flag("replay_batch_size", integer(0), 20, "draws from memory for each batch, the paper's k-1")
 GAMMA = Flag("gamma", number(0), 1.0, "Reptile step across batches")
+BETA = Flag("beta", number(0), 1.0, "Reptile step within a batch")
 BATCHES_PER_EXAMPLE = Flag("batches_per_example", integer(1), 1, "batches for each incoming example, the paper's s")
+S = Flag("s", number(0), 1.0, "multiplies the loss of the current example")
+PAPER = (
+    *(N_HIDDENS, N_LAYERS, LR, FINETUNE, N_MEMORIES, MEMORY_STRENGTH, MEMORIES, REPLAY_BATCH_SIZE, GAMMA, BETA),
+    *(BATCHES_PER_EXAMPLE, S),
+)

@@ -7,17 +7,16 @@ Examples are passed around as slots: `[current, *self.memory.draw(k)]` is a batc
 from abc import ABC, abstractmethod
 
 from model import engine, networks
-from model.flags import BATCHES_PER_EXAMPLE, GAMMA, LR, MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE
+from model.flags import LR, MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE
 from model.memory import Reservoir
-
-__all__ = ["Learner", "ReplayLearner", "BATCHES_PER_EXAMPLE", "GAMMA"]
 
 
 class Learner(ABC):
     """A continual learner: `observe` minibatches one after another, `forward` at any moment.
 
     n_inputs, n_outputs, n_tasks   sizes of the data
-    args                           the flags, and image_shape and class_ranges of the data (None for plain vectors)
+    args   the flags; image_shape and class_ranges of the data (None for plain vectors); minibatch_slots: the most
+           examples that `observe` will get at once
     """
 
     flags = (LR, N_HIDDENS, N_LAYERS)
@@ -26,7 +25,7 @@ class Learner(ABC):
         self.args, self.n_inputs, self.n_outputs, self.n_tasks = args, n_inputs, n_outputs, n_tasks
         self.engine = engine.create(args)
         self.examples = self.engine.examples(n_inputs)
-        self.first_free_slot = args.batch_size  # the slots before it take the incoming minibatch
+        self.first_free_slot = args.minibatch_slots  # the slots before it take the incoming minibatch
         self.build()
 
     def build(self):
@@ -131,7 +130,7 @@ class ReplayLearner(Learner):
 
     def build(self):
         super().build()
-        self.k = self.args.replay_batch_size  # the paper's k-1
+        self.n_draws = self.args.replay_batch_size  # for each batch; with the current example the paper's k
         self.memory = Reservoir(self.examples, self.first_free_slot, self.args.memories, self.engine.draws)
 
     def learn(self, batch, t):

@@ -16,7 +16,7 @@ from report.read import METRICS, ORIGINAL, TEXT, THIS
 # identity, not by where they lay.
 NOT_SCIENCE = frozenset(
     "seed save_path data_path data_file data_seed log_every cuda engine draws threads progress checkpoint_every resume "
-    "keep_state tensorboard".split()
+    "keep_state with_tasks_of tensorboard".split()
 )
 # The paper's order: first what remembers nothing, then regularisation, then replay.
 ORDER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")

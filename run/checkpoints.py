@@ -15,18 +15,12 @@ from pathlib import Path
 from disk import safe
 from disk.atomic import remove_leftovers, writing
 from errors import UserError
+from model.learner import Learner
 from run import provenance, saving
 
-FORMAT = "mer-checkpoint/2"
+FORMAT = "mer-checkpoint/3"
 ENDING = ".checkpoint"
-# flags that may differ between the parts of a run: they change no number of it
-FREE_FLAGS = ("save_path", "threads", "progress", "checkpoint_every", "resume", "tensorboard", "data_path")
-KINDS = {"flags": dict, "data": str, "maker": dict, "name": str, "started": str, "seconds": dict, "experience": dict}
-
-
-def science(flags):
-    """The flags that a run's numbers depend on."""
-    return {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+KINDS = {"flags": dict, "data": str, "made_by": list, "name": str, "started": str, "seconds": dict, "experience": dict}
 
 
 def load(path):
@@ -40,8 +34,11 @@ def load(path):
         if not all(isinstance(value, float) and 0 <= value < 1e12 for value in content["seconds"].values()):
             raise ValueError("its seconds are no numbers")
         flags = content["flags"]
-        if not safe.are_plain(flags | content["maker"]) or not isinstance(flags.get("threads"), int):
+        if not safe.are_plain(flags) or not isinstance(flags.get("threads"), int):
             raise ValueError("its flags are none")
+        parts = content["made_by"]
+        if not parts or not all(isinstance(part, dict) and safe.are_plain(part) for part in parts):
+            raise ValueError("it does not say what made it")
     except FileNotFoundError as error:
         raise UserError(f"--resume {path}: no such file; give a {ENDING} file of a run that was stopped") from error
     except OSError as error:
@@ -51,17 +48,42 @@ def load(path):
     return content
 
 
-def refuse_differences(path, content, flags, data):
+def find(settings, data, code):
+    """(path, content) of the newest checkpoint in settings.save_path of this very run, or None.
+
+    settings   resolved
+    data       identity of its tasks;  code: of the program
+    """
+    pattern = f"{glob.escape(f'{settings.model}_{settings.data_file}_')}*{ENDING}"
+    newest = {}
+    for path in Path(settings.save_path).glob(pattern):
+        with suppress(OSError):  # another process may be done with it
+            newest[path] = path.stat().st_mtime_ns
+    for path in sorted(newest, key=newest.get, reverse=True):
+        with suppress(UserError):
+            content = load(path)
+            mine = content["data"] == data and content["made_by"][-1].get("code") == code
+            if mine and not _changes(content["flags"], settings.changed(threads=content["flags"]["threads"])):
+                return path, content
+    return None
+
+
+def refuse_differences(path, content, settings, data):
     """Raises UserError that shows what differs between a checkpoint and the run that would continue it."""
-    before, after = science(content["flags"]), science(flags)
-    if flags["engine"] == "reference":  # whose sums run in an order that depends on it
-        before["threads"], after["threads"] = content["flags"].get("threads"), flags["threads"]
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    changes = [f"--{name} was {before.get(name)}, now {after.get(name)}" for name in names]
+    changes = _changes(content["flags"], settings)
     if content["data"] != data:
         changes.append(f"the data were {content['data'][:12]}…, now {data[:12]}…")
     if changes:
         raise UserError(f"--resume {path}: this is another run ({'; '.join(changes)}); drop the changes or start anew")
+
+
+def _changes(flags, settings):
+    """What of the science differs between the flags of a checkpoint and settings, in words."""
+    before, after = settings.changed(**flags).science(), settings.science()
+    if before["engine"] == after["engine"] == "reference":  # whose sums run in an order that depends on it
+        before["threads"], after["threads"] = flags["threads"], settings.threads
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"--{name} was {before.get(name)}, now {after.get(name)}" for name in names]
 
 
 class Stopped(Exception):
@@ -73,15 +95,19 @@ class Stopped(Exception):
 
 
 class Journal:
-    """Who a run is and how long it has taken, over all its parts: what a checkpoint says besides the experience.
+    """Who a run is, what computes it and how long it has taken, over all its parts: what a checkpoint says besides
+    the experience.
 
+    settings       resolved
     data_seconds   time that loading the data took
+    made_by        run.provenance.made_by of each part of the run so far, as it was when the part began
     checkpoints    paths of the checkpoints that there may be of this run, the latest last
     """
 
-    def __init__(self, args, data_identity, data_seconds):
-        self.args, self.data, self.maker = args, data_identity, provenance.maker(args.model)
-        self.name, self.started = saving.new_name(args), provenance.now()
+    def __init__(self, settings, data_identity, data_seconds):
+        self.settings, self.data = settings, data_identity
+        self.name, self.started = saving.new_name(settings), provenance.now()
+        self.made_by = [provenance.made_by(settings)]
         self.spent = {"data": data_seconds, "training": 0.0, "evaluation": 0.0, "total": 0.0}
         self.checkpoints = []
         self._begin = time.perf_counter()
@@ -89,7 +115,7 @@ class Journal:
     def seconds(self, experience):
         """Seconds spent, by kind: evaluation runs on other threads too, so the parts need not add up to the total."""
         total = time.perf_counter() - self._begin
-        now = {"training": total - experience.held, "evaluation": experience.evaluator.seconds, "total": total}
+        now = {"training": total - experience.waited, "evaluation": experience.evaluator.seconds, "total": total}
         return {kind: value + now.get(kind, 0.0) for kind, value in self.spent.items()}
 
     def times(self, experience):
@@ -100,22 +126,22 @@ class Journal:
         """Writes a checkpoint to the folder (None: save_path). Raises OSError where that fails: the last one stands."""
         content = {
             "format": FORMAT,
-            "flags": vars(self.args),
+            "flags": self.settings.as_dict(),
             "data": self.data,
-            "maker": self.maker,
+            "made_by": self.made_by,
             "name": self.name,
             "started": self.started,
             "seconds": self.seconds(experience),
             "experience": experience.state(),
         }
-        packed_content = safe.dump(content)
+        written = safe.dump(content)
         path = self._path(ENDING, folder)
         with writing(path) as file:
-            file.write(packed_content)
+            file.write(written)
         self.checkpoints = [other for other in self.checkpoints if other != path] + [path]
 
     def _path(self, ending, folder=None):
-        return Path(folder or self.args.save_path) / f"{self.name}{ending}"
+        return Path(folder or self.settings.save_path) / f"{self.name}{ending}"
 
     def discard_checkpoints(self):
         """Deletes this run's checkpoints, and what parts of it that were killed have left beside the results."""
@@ -125,37 +151,23 @@ class Journal:
             with suppress(OSError):
                 path.unlink()
 
-    def find_checkpoint(self):
-        """(path, content) of the newest checkpoint of this very run in its folder, or None."""
-        me = (science(vars(self.args)), self.data, self.maker["code"])
-        pattern = f"{glob.escape(f'{self.args.model}_{self.args.data_file}_')}*{ENDING}"
-        newest = {}
-        for path in Path(self.args.save_path).glob(pattern):
-            with suppress(OSError):  # another process may be done with it
-                newest[path] = path.stat().st_mtime_ns
-        for path in sorted(newest, key=newest.get, reverse=True):
-            with suppress(UserError):
-                content = load(path)
-                if (science(content["flags"]), content["data"], content["maker"].get("code")) == me:
-                    return path, content
-        return None
-
     def go_on_from(self, checkpoint, experience):
-        """Brings the experience, and this journal, to where a checkpoint was taken; returns what may move last bits.
+        """Takes over a checkpoint (path, content). Returns what else has changed since: code, versions, cpu.
 
-        That is a list of names: what the program, its packages and the processor were then and are not now.
-        Raises UserError for another run's checkpoint, and one whose state does not fit.
+        Raises UserError where it is another run's, or where its state does not fit.
         """
         path, content = checkpoint
-        refuse_differences(path, content, vars(self.args), self.data)
+        refuse_differences(path, content, self.settings, self.data)
         try:
             experience.load_state(content["experience"])
         except safe.DAMAGED as error:
             raise UserError(f"--resume {path}: its state is damaged ({safe.one_line(error)}); start anew") from error
         self.name, self.started = content["name"], content["started"]
+        before, after = content["made_by"][-1], self.made_by[-1]
+        self.made_by = content["made_by"] + self.made_by
         self.checkpoints = [self._path(ENDING), Path(path)]
         self.spent = {kind: content["seconds"].get(kind, 0.0) for kind in self.spent}
-        return [part for part, value in self.maker.items() if content["maker"].get(part) != value]
+        return [part for part in provenance.DECISIVE if before.get(part) != after.get(part)]
 
 
 class Checkpointer:
@@ -168,7 +180,7 @@ class Checkpointer:
 
     def __init__(self, every, journal, experience, warn, clock=time.monotonic):
         self.journal, self.experience, self.warn, self.clock = journal, experience, warn, clock
-        self.can_go_on = hasattr(experience.learner, "state")  # not so a torch module of its own
+        self.can_go_on = isinstance(experience.learner, Learner)  # not so a torch module of its own
         self.every = every if self.can_go_on else None
         self.last, self.received, self.warned = clock(), None, False
 

@@ -1,49 +1,115 @@
 """What the learner of a finished run knows, so that a later run goes on with further tasks: `<name>.state`.
 
-Its weights, memories and counters. The tasks of the later run are numbered after those that it knows.
+Its weights, memories and counters, and which tasks it has learned. The tasks of the later run are numbered after those.
 """
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from disk import safe
 from errors import UserError
+from tasks.files import load_tasks
 from tasks.taskset import MOST_OUTPUTS, MOST_TASKS
 
-FORMAT = "mer-state/2"
+FORMAT = "mer-state/3"
 ENDING = ".state"
-KINDS = {"flags": dict, "sizes": dict, "class_ranges": list | None, "learner": dict}
-# flags on which the layout of a learner's state depends
-FLAGS = ("model", "n_hiddens", "n_layers", "memories", "n_memories")
+KINDS = {"shape": dict, "sizes": dict, "class_ranges": list | None, "learner": dict, "history": list}
 MOST = {"n_tasks": MOST_TASKS, "n_inputs": 1 << 32, "n_outputs": MOST_OUTPUTS, "first_free_slot": 1 << 28}
+# of a run that is over: its learner, its flags, its data and where they were
+OF_A_RUN = {
+    "model": str,
+    "seed": int,
+    "data": str,
+    "data_path": str,
+    "data_file": str,
+    "data_seed": int,
+    "n_tasks": int,
+}
 
 
-def dump(learner, args):
+def dump(life):
     """The bytes of a .state file."""
+    settings, learner = life.settings, life.experience.learner
+    run = {name: getattr(settings, name) for name in ("model", "seed", "data_path", "data_file", "data_seed")}
+    run |= {"data": life.tasks.identity, "n_tasks": len(life.tasks.tasks)}
     return safe.dump(
         {
             "format": FORMAT,
-            "flags": {name: value for name, value in vars(args).items() if name in FLAGS},
+            "shape": settings.shape(),
             "sizes": {name: getattr(learner, name) for name in MOST},
             "class_ranges": learner.args.class_ranges,
+            "history": [*life.history, run],
             "learner": learner.state(),
         }
     )
 
 
-def load(result, args, tasks):
-    """The content of the .state beside a finished run's .pt.
+@dataclass(frozen=True)
+class Before:
+    """What an earlier run's learner knows.
 
-    Raises UserError where there is none, or it is of a learner with other flags or for other data than these tasks.
+    source            the .pt that --start_from names
+    history           the runs that it has learned in, the first one first: {"model", "data", "n_tasks", …}
+    n_tasks, n_outputs, class_ranges   of all of its tasks
+    minibatch_slots   the most examples that it got at once
+    learner           the learner's state
     """
+
+    source: str
+    history: list
+    n_tasks: int
+    n_outputs: int
+    class_ranges: list | None
+    minibatch_slots: int
+    learner: dict
+
+    def with_classes_of(self, tasks):
+        """What all tasks together say of themselves: image_shape and class_ranges."""
+        ranges = self.class_ranges and self.class_ranges + tasks.class_ranges
+        return SimpleNamespace(image_shape=tasks.image_shape, class_ranges=ranges)
+
+    def hand_over(self, learner):
+        """Gives a new learner, built for more tasks, what is known; its draws go on as its own seed says.
+
+        Raises UserError where it does not fit.
+        """
+        if learner.first_free_slot != self.minibatch_slots:
+            most = self.minibatch_slots
+            raise UserError(
+                f"--start_from {self.source}: its minibatches had at most {most} examples; give --batch_size {most}"
+            )
+        try:
+            fits = _networks_fit(self.learner["parts"], learner)
+            if fits:
+                learner.load_state(self.learner | {"draws": learner.engine.draws.getstate()})
+        except safe.DAMAGED as error:
+            reason = safe.one_line(error)
+            raise UserError(f"--start_from {self.source}: its state is damaged ({reason}); run it again") from error
+        if not fits:
+            raise UserError(
+                f"--start_from {self.source}: the networks of {self.history[-1]['model']} depend on the number of "
+                f"tasks, so it cannot go on from {self.n_tasks} to {learner.n_tasks}; choose another --model"
+            )
+
+
+def load(settings, tasks):
+    """The Before in the .state beside the .pt that --start_from names.
+
+    Raises UserError where there is none, or it is of a learner with another shape or for other data than these tasks.
+    """
+    result = settings.start_from
     path = Path(result)
     path = path.with_name(f"{path.stem}{ENDING}") if path.name else path
     try:
         content = safe.load(path, {"format": str} | KINDS)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r:.40}, not {FORMAT!r}")
-        if not safe.are_plain(content["flags"]):
+        if not safe.are_plain(content["shape"]):
             raise ValueError("its flags are none")
         _check_sizes(content["sizes"], content["class_ranges"])
+        _check_history(content["history"], content["sizes"]["n_tasks"])
     except FileNotFoundError as error:
         raise UserError(
             f"--start_from {result}: {path.name} is not beside it; give the .pt of a run that kept its state"
@@ -54,9 +120,12 @@ def load(result, args, tasks):
         ) from error
     except ValueError as error:
         raise UserError(f"--start_from {result}: {path} is no learner's state ({error}); run it again") from error
-    flags, sizes = vars(args), content["sizes"]
-    known = content["flags"].items()
-    changes = [f"--{name} was {value}, now {flags.get(name)}" for name, value in known if value != flags.get(name)]
+    shape, sizes = settings.shape(), content["sizes"]
+    changes = [
+        f"--{name} was {value}, now {shape[name]}"
+        for name, value in content["shape"].items()
+        if name in shape and value != shape[name]
+    ]
     if sizes["n_inputs"] != tasks.n_inputs:
         changes.append(f"its tasks had {sizes['n_inputs']} inputs, these have {tasks.n_inputs}")
     if sizes["n_outputs"] < tasks.n_outputs:
@@ -65,7 +134,60 @@ def load(result, args, tasks):
         changes.append("only one of them has classes that belong to tasks")
     if changes:
         raise UserError(f"--start_from {result}: the learner does not fit ({'; '.join(changes)}); give what it had")
-    return content
+    return Before(
+        source=result,
+        history=content["history"],
+        n_tasks=sizes["n_tasks"],
+        n_outputs=sizes["n_outputs"],
+        class_ranges=content["class_ranges"],
+        minibatch_slots=sizes["first_free_slot"],
+        learner=content["learner"],
+    )
+
+
+def earlier_tasks(before, settings):
+    """({number: Task}, remarks): the tasks that were learned before, where their data are found, and what is not.
+
+    A run's data are looked for where they were then, and in --with_tasks_of. Raises UserError where that is no data of
+    any run before.
+    """
+    given = None
+    if settings.with_tasks_of is not None:
+        folder, name = os.path.split(settings.with_tasks_of)
+        given = load_tasks(folder or settings.data_path, name, settings.data_seed)
+        if given.identity not in [run["data"] for run in before.history]:
+            raise UserError(
+                f"--with_tasks_of {settings.with_tasks_of}: the learner of {before.source} has not learned these "
+                f"tasks; it learned {', '.join(run['data_file'] for run in before.history)}"
+            )
+    found, remarks, first = {}, [], 0
+    for run in before.history:
+        tasks = given if given and given.identity == run["data"] else _find(run)
+        if tasks:
+            found |= {first + t: task for t, task in enumerate(tasks.tasks)}
+        else:
+            remarks.append(
+                f"note: what is forgotten of {run['data_file']}, learned before, is not seen: no such tasks in "
+                f"{run['data_path']}; give their data file: --with_tasks_of"
+            )
+        first += run["n_tasks"]
+    return found, remarks
+
+
+def _find(run):
+    try:
+        tasks = load_tasks(run["data_path"], run["data_file"], run["data_seed"])
+    except UserError:
+        return None
+    return tasks if tasks.identity == run["data"] else None
+
+
+def _check_history(history, n_tasks):
+    for run in history:
+        if not isinstance(run, dict) or {name: type(value) for name, value in run.items()} != OF_A_RUN:
+            raise ValueError("its history is none")
+    if not history or sum(run["n_tasks"] for run in history) != n_tasks or min(run["n_tasks"] for run in history) < 1:
+        raise ValueError(f"its history is not of {n_tasks} tasks")
 
 
 def _check_sizes(sizes, class_ranges):
@@ -77,28 +199,6 @@ def _check_sizes(sizes, class_ranges):
             raise ValueError("its class ranges are none")
     if class_ranges is not None and len(class_ranges) != sizes["n_tasks"]:
         raise ValueError("its class ranges are not one for each task")
-
-
-def hand_over(result, content, learner):
-    """Gives a new learner, built for more tasks, what an earlier one knew; its draws go on as its own seed says.
-
-    Raises UserError where it does not fit.
-    """
-    n_known, most = content["sizes"]["n_tasks"], content["sizes"]["first_free_slot"]
-    if learner.first_free_slot != most:
-        raise UserError(f"--start_from {result}: its minibatches had at most {most} examples; give --batch_size {most}")
-    try:
-        fits = _networks_fit(content["learner"]["parts"], learner)
-        if fits:
-            learner.load_state(content["learner"] | {"draws": learner.engine.draws.getstate()})
-    except safe.DAMAGED as error:
-        reason = safe.one_line(error)
-        raise UserError(f"--start_from {result}: its state is damaged ({reason}); run it again") from error
-    if not fits:
-        raise UserError(
-            f"--start_from {result}: the networks of {content['flags']['model']} depend on the number of tasks, so it "
-            f"cannot go on from {n_known} to {learner.n_tasks}; choose another --model"
-        )
 
 
 def _networks_fit(parts, learner):

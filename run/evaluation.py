@@ -71,7 +71,9 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates learners on the test sets of all tasks.
+    """Evaluates learners on the test sets of tasks.
+
+    tasks   {number: Task}, each under the learner's number for it
 
     A learner on an engine whose networks give snapshots is evaluated on other threads (threads - 1 of them) while it
     goes on learning; any other here and now. The numbers are the same.
@@ -81,28 +83,27 @@ class Evaluator:
         self.tasks, self.seconds, self._lock = tasks, 0.0, threading.Lock()
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="evaluation") if threads > 1 else None
 
-    def evaluate(self, learner, first_task=0):
-        """An Evaluation of the learner as it is now; first_task is its number for the first of the tasks."""
+    def evaluate(self, learner):
+        """An Evaluation of the learner as it is now, on the tasks in their order."""
         ours = isinstance(learner, Learner) and type(learner).forward is Learner.forward
         if ours and learner.engine.overlaps:
-            nets = [learner.network_of(first_task + t) for t in range(len(self.tasks))]
-            snapshots = {net: net.snapshot() for net in set(nets)}  # one net may serve all tasks
+            nets = {t: learner.network_of(t) for t in self.tasks}
+            snapshots = {net: net.snapshot() for net in set(nets.values())}  # one net may serve all tasks
             counts = [
-                partial(snapshots[net].hits, task.test, first_task + t, n_scored(len(task.test)))
-                for t, (net, task) in enumerate(zip(nets, self.tasks, strict=True))
+                partial(snapshots[nets[t]].hits, task.test, t, n_scored(len(task.test)))
+                for t, task in self.tasks.items()
             ]
             return self._evaluation(counts, self._pool)
         if isinstance(learner, torch.nn.Module):
             learner.eval()
-        evaluation = self._evaluation(
-            [partial(hits, learner, task.test, first_task + t) for t, task in enumerate(self.tasks)]
-        )
+        evaluation = self._evaluation([partial(hits, learner, task.test, t) for t, task in self.tasks.items()])
         if isinstance(learner, torch.nn.Module):
             learner.train()
         return evaluation
 
     def _evaluation(self, counts, pool=None):
-        units = [partial(self._accuracy, count, len(task.test)) for count, task in zip(counts, self.tasks, strict=True)]
+        sizes = [len(task.test) for task in self.tasks.values()]
+        units = [partial(self._accuracy, count, n_test) for count, n_test in zip(counts, sizes, strict=True)]
         if pool is None:
             return Evaluation.of([unit() for unit in units])
         return Evaluation([(pool.submit(unit), unit) for unit in units])

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 
+from model.learner import Learner
 from run.evaluation import Evaluation, device_of
 
 MOST_PENDING = 2  # evaluations under way: each holds a copy of the weights
@@ -19,12 +20,13 @@ class Diverged(ArithmeticError):
 class Experience:
     """One learner, one stream, and how far it has come.
 
-    first_task       the learner's number for task 0 of the stream: it may have learned others before
+    first_task       the learner's number for task 0 of the stream: it may have learned others before, of which
+                     earlier_tasks are evaluated too
     next_minibatch   number of the next minibatch;  seen: examples learned so far
     current          the task being learned
     result_t, seen_at of every evaluation: the task being learned, the examples learned before it
-    evaluations      their accuracies (run.evaluation.Evaluation), perhaps still under way
-    held             seconds that learning has waited for evaluations
+    evaluations      their accuracies (run.evaluation.Evaluation), perhaps still under way, first of the earlier tasks
+    waited           seconds that learning has waited for evaluations
     """
 
     def __init__(self, learner, tasks, stream, evaluator, log_every, first_task=0):
@@ -32,10 +34,15 @@ class Experience:
         self.evaluator, self.log_every = evaluator, log_every
         self.next_minibatch, self.seen, self.current = 0, 0, stream.order[0]
         self.result_t, self.seen_at, self.evaluations = [], [], []
-        self.held = 0.0
+        self.waited = 0.0
         self.device = device_of(learner)
 
-    def live(self):
+    @property
+    def earlier_tasks(self):
+        """The learner's numbers of the tasks that are evaluated without being learned here."""
+        return [t for t in self.evaluator.tasks if t < self.first_task]
+
+    def learn(self):
         """Streams the tasks through the learner, evaluating it on all of them on the way; yields each minibatch.
 
         Before a minibatch is learned, if its number is a multiple of log_every or its task is new; and after the last.
@@ -60,24 +67,38 @@ class Experience:
         begin = time.perf_counter()
         self.result_t.append(self.current)
         self.seen_at.append(self.seen)
-        self.evaluations.append(self.evaluator.evaluate(self.learner, self.first_task))
+        self.evaluations.append(self.evaluator.evaluate(self.learner))
         for evaluation in self.evaluations[-1 - MOST_PENDING : -MOST_PENDING]:
             evaluation.accuracies()
-        self.held += time.perf_counter() - begin
+        self.waited += time.perf_counter() - begin
 
     def result_a(self):
         """(E, T) accuracies as lists; waits for the evaluations under way."""
+        return self._accuracies()[1]
+
+    def earlier_a(self):
+        """(E, T0) accuracies on the earlier tasks, as lists; waits for the evaluations under way."""
+        return self._accuracies()[0]
+
+    def _accuracies(self):
         begin = time.perf_counter()
-        accuracies = [evaluation.accuracies() for evaluation in self.evaluations]
-        self.held += time.perf_counter() - begin
-        return accuracies
+        rows = [evaluation.accuracies() for evaluation in self.evaluations]
+        self.waited += time.perf_counter() - begin
+        n = len(self.earlier_tasks)
+        return [row[:n] for row in rows], [row[n:] for row in rows]
+
+    def accuracies_at(self, i):
+        """(T,) accuracies of the i-th evaluation, as a list; waits for it."""
+        return self.evaluations[i].accuracies()[len(self.earlier_tasks) :]
 
     def latest(self):
         """The accuracies of the newest evaluation that is done, or None."""
-        return next((e.accuracies() for e in reversed(self.evaluations[-1 - MOST_PENDING :]) if e.done()), None)
+        n = len(self.evaluations)
+        done = [i for i in range(n)[-1 - MOST_PENDING :] if self.evaluations[i].done()]
+        return self.accuracies_at(done[-1]) if done else None
 
     def _check_finite(self, batch):
-        if hasattr(self.learner, "engine") and not math.isfinite(self.learner.engine.take_loss()):
+        if isinstance(self.learner, Learner) and not math.isfinite(self.learner.engine.take_loss()):
             place = f"example {self.seen} (task {batch.t}, minibatch {batch.number})"
             raise Diverged(f"the training loss is not finite at {place}")
 
@@ -89,7 +110,7 @@ class Experience:
             "current": self.current,
             "result_t": list(self.result_t),
             "seen_at": list(self.seen_at),
-            "result_a": self.result_a(),
+            "result_a": [evaluation.accuracies() for evaluation in self.evaluations],
             "learner": self.learner.state(),
             "random": random_state(),
         }
@@ -113,7 +134,8 @@ class Experience:
         ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.t] if upcoming else []))]
         if seen != (upcoming.first if upcoming else self.stream.n_examples) or ranks != sorted(ranks):
             raise ValueError("it is at another place of the stream")
-        if not len(result_t) == len(seen_at) == len(result_a) or any(len(row) != len(self.tasks) for row in result_a):
+        width = len(self.evaluator.tasks)
+        if not len(result_t) == len(seen_at) == len(result_a) or any(len(row) != width for row in result_a):
             raise ValueError("its evaluations are not as many as they should be")
         if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for row in result_a for accuracy in row):
             raise ValueError("its accuracies are none")

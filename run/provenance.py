@@ -1,7 +1,9 @@
 """Where a result comes from: which program, packages and machine computed it, and when."""
 
+import ast
 import datetime
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -10,8 +12,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import model
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,25 +19,85 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+# what computes a run's numbers, besides its learner and engine: these modules and all of ours that they import
+ROOTS = ("run.experience", "run.stream", "run.evaluation", "tasks.taskset", "metrics")
+
+
 @cache
-def code_identity(learner):
-    """A hash of the sources that the numbers of a learner's run depend on, so that another version's are told apart.
+def code_identity(learner, engine="reference"):
+    """A hex sha256 of the code that the numbers of a learner's run depend on, so that other versions are told apart.
 
-    Other learners' files do not count. As the files were at the first call: the program that runs is the one loaded.
+    Of the modules of ROOTS, the learner and the engine, with all of the project's that they import: what they do, not
+    their comments and docstrings; and of the compiled kernels as they were loaded. As the files are at the first call:
+    the program that runs is the one that was loaded.
     """
-    root, digest = ROOT, hashlib.sha256()
-    others = {root / "model" / f"{name}.py" for name in model.candidates() if name != learner}
-    of_model = ("model/**/*.py", "model/**/*.pyx", "model/**/*.pxi")
-    patterns = ("main.py", "run/*.py", "metrics/*.py", "tasks/*.py", *of_model)
-    for pattern in patterns:
-        for path in sorted(set(root.glob(pattern)) - others):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    found, left = {}, [*ROOTS, f"model.{learner}", f"model.engine.{engine}"]
+    while left:
+        name = left.pop()
+        path = _source(name)
+        if path and name not in found:
+            tree = ast.parse(path.read_bytes())
+            left += _imported(tree, name, path)
+            found[name] = ast.unparse(_without_docstrings(tree))
+    text = "".join(f"{name}\0{found[name]}\0" for name in sorted(found))
+    if compiled := kernels(engine):
+        text += compiled[0]
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def maker(learner):
-    """The program, the packages and the processor: what may move the last bits of the numbers of a learner's run."""
-    return {"code": code_identity(learner), **versions(), "cpu": cpu_name()}
+def _source(name):
+    """The file of a module of ours, or None."""
+    path = ROOT.joinpath(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported(tree, name, path):
+    """Names of the modules that a module's source imports, and of what it imports from them, which may be modules."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*above, node.module]))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0].value = ast.Constant("")
+    return tree
+
+
+def kernels(engine):
+    """(identity, variant) of the compiled kernels that an engine computes with, as they were loaded; or None.
+
+    The identity is a hash of the sources and compiler flags that they were built of; numbers depend on that.
+    """
+    if engine != "native":
+        return None
+    from model.engine import _compiled
+
+    return _compiled.identity, _compiled.variant
+
+
+def made_by(settings):
+    """What computes a part of a run, and since when, as plain values; DECISIVE of it may move the last bits."""
+    return {
+        "since": now(),
+        "code": code_identity(settings.model, settings.engine),
+        "kernels": " ".join(kernels(settings.engine) or ()),
+        **versions(),
+        "cpu": cpu_name(),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        **commit(),
+    }
+
+
+DECISIVE = ("code", "kernels", "python", "torch", "numpy", "quadprog", "cpu")
 
 
 def peak_memory():

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import platform
 import tempfile
 import uuid
 from contextlib import ExitStack
@@ -16,58 +15,64 @@ import torch
 import metrics
 from disk.atomic import writing
 from errors import UserError
+from model.learner import Learner
 from run import continuation, provenance
 
 FORMAT = "mer-result/1"
 ENDINGS = (continuation.ENDING, ".txt", ".pt", ".json")  # of a run's files, in the order in which they appear
 
 
-def new_name(args):
+def new_name(settings):
     """<model>_<data_file>_<time>_<uuid4>, as the original names its files."""
     stamp = datetime.datetime.now().strftime("%Y_%m_%d_%H_%M_%S")
-    return f"{args.model}_{args.data_file}_{stamp}_{uuid.uuid4().hex}"
+    return f"{settings.model}_{settings.data_file}_{stamp}_{uuid.uuid4().hex}"
 
 
-def check_writable(args):
+def check_writable(settings):
     """Makes the folder and a file like a result's there; raises UserError now rather than lose a run later."""
-    name = f"{args.model}_{args.data_file}_".ljust(len(new_name(args)), "0")
-    path = Path(args.save_path) / f"{name}.writable"  # as long as the longest; if we die here the next run deletes it
+    name = f"{settings.model}_{settings.data_file}_".ljust(len(new_name(settings)), "0")
+    path = (
+        Path(settings.save_path) / f"{name}.writable"
+    )  # as long as the longest; if we die here the next run deletes it
     try:
-        os.makedirs(args.save_path, exist_ok=True)
+        os.makedirs(settings.save_path, exist_ok=True)
         path.write_bytes(b"x")
         path.unlink(missing_ok=True)  # two runs may begin at once
     except OSError as error:
         raise UserError(
-            f"--save_path {args.save_path} cannot be written: {error.strerror}; choose a folder that can"
+            f"--save_path {settings.save_path} cannot be written: {error.strerror}; choose a folder that can"
         ) from error
 
 
-def one_liner(args, summary):
+def one_liner(settings, summary):
     """The original's line, less the file's name and the time: the flags and RA, BTI, FWT."""
-    return f"{vars(args)} # {' '.join(f'{value:.3f}' for value in summary.stats)}"
+    return f"{settings.as_dict()} # {' '.join(f'{value:.3f}' for value in summary.stats)}"
 
 
-def save(folder, name, experience, args, tasks, about):
+def save(life, about):
     """Writes the files of a run, each whole or not at all; returns (path without ending, one_liner, trouble).
 
-    about     further entries of the .json (started, finished, seconds; status and failure of a run that diverged)
+    life      the run.life.Life that has been lived
+    about     further entries of the .json (status and failure of a run that diverged)
     trouble   None, or why the files are in a temporary folder instead, a line of text
     The .json comes last: where it is, the others are. Raises OSError where no folder takes them.
     """
+    settings, experience = life.settings, life.experience
     result_t, result_a = experience.result_t, experience.result_a()
     summary = metrics.summarise(result_t, result_a)
-    line = one_liner(args, summary)
+    line = one_liner(settings, summary)
     weights = {key: value.cpu() for key, value in experience.learner.state_dict().items()}
-    original = io.BytesIO()
+    args, original = settings.as_namespace(), io.BytesIO()
     torch.save((torch.tensor(result_t).float(), torch.tensor(result_a), weights, summary.stats, line, args), original)
-    described = _describe(name, experience, args, tasks, summary) | about
+    described = describe(life, summary) | about
     files = {
         ".txt": summary.as_text().encode(),
         ".pt": original.getvalue(),
         ".json": json.dumps(described, indent=1, allow_nan=False).encode(),
     }
-    if args.keep_state and hasattr(experience.learner, "state"):
-        files[continuation.ENDING] = continuation.dump(experience.learner, args)
+    if settings.keep_state and isinstance(experience.learner, Learner):
+        files[continuation.ENDING] = continuation.dump(life)
+    folder, name = settings.save_path, life.journal.name
     try:
         return _write(Path(folder) / name, files), line, None
     except OSError as error:
@@ -88,21 +93,26 @@ def _write(path, files):
     return path
 
 
-def _describe(name, experience, args, tasks, summary):
+def describe(life, summary):
+    """The .json of a run, as plain values."""
+
     def numbers(tensor):
         return [round(value, 6) for value in tensor.tolist()]
 
+    settings, tasks, experience, journal = life.settings, life.tasks, life.experience, life.journal
     learner = experience.learner
+    first, *later = journal.made_by
     return {
         "format": FORMAT,
-        "name": name,
+        "name": journal.name,
         "status": "complete",
-        "model": args.model,
-        "args": vars(args),
-        "seed": args.seed,
-        "engine": args.engine,
-        "draws": args.draws,
-        "threads": args.threads,
+        "model": settings.model,
+        "args": settings.as_dict(),
+        "science": settings.science(),
+        "seed": settings.seed,
+        "engine": settings.engine,
+        "draws": settings.draws,
+        "threads": settings.threads,
         "data": {
             "file": tasks.name,
             "origin": tasks.origin,
@@ -112,18 +122,24 @@ def _describe(name, experience, args, tasks, summary):
             "n_outputs": tasks.n_outputs,
             "task_order": experience.stream.order,
         },
+        "history": life.history,
         "stats": {key: float(getattr(summary, key)) for key in ("RA", "LA", "BTI", "FWT")},
         "result_t": experience.result_t,
         "result_a": experience.result_a(),
         "examples_seen": experience.seen_at,
+        "earlier": life.earlier(),
         "baseline": numbers(summary.baseline),
         "accuracy_matrix": [numbers(row) for row in summary.matrix],
-        "notes": _plain(learner.notes()) if hasattr(learner, "notes") else {},
+        "notes": _plain(learner.notes()) if isinstance(learner, Learner) else {},
         "peak_memory_bytes": provenance.peak_memory(),
-        "versions": provenance.versions(),
-        "code": provenance.code_identity(args.model),
-        **provenance.commit(),
-        "host": {"name": platform.node(), "cpu": provenance.cpu_name(), "cores": os.cpu_count()},
+        "versions": {name: first[name] for name in ("python", "torch", "numpy", "quadprog") if name in first},
+        "code": first["code"],
+        "kernels": first["kernels"],
+        "commit": first["commit"],
+        "dirty": first["dirty"],
+        "host": {"name": first["host"], "cpu": first["cpu"], "cores": first["cores"]},
+        "resumed": later,
+        **journal.times(experience),
     }
 
 

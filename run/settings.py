@@ -1,97 +1,97 @@
-"""From the command line to checked settings."""
+"""From the command line to settings: parsed, then resolved for the data and the machine. Nothing changes them."""
 
 import argparse
 import os
+import sys
+from types import MappingProxyType
 
 import torch
 
 import model
 from errors import UserError
 from model import engine
-from model.flags import Flag, integer, yes_no
-from run import checkpoints
-
-MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
-MOST_THREADS = 1024
+from model.flags import DATA, FREE, PAPER, PLACE, SHAPE
+from run.flags import AUTO, GROUPS, MODEL, RUN_FLAGS
 
 
-def _text(text):
-    return text
+class Settings:
+    """The flags of a run as attributes, which cannot be set: `changed` gives others.
+
+    learner   the class that --model names, whose `flags` it reads
+    """
+
+    def __init__(self, flags, learner):
+        # equal texts are one object, so that what is pickled of them is the same wherever they came from
+        flags = {name: sys.intern(value) if type(value) is str else value for name, value in flags.items()}
+        self.__dict__.update(_flags=MappingProxyType(flags), learner=learner)
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["_flags"][name]
+        except KeyError:
+            raise AttributeError(f"there is no flag --{name}") from None
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"settings do not change; make others with changed({name}=…)")
+
+    def __repr__(self):
+        return f"Settings({dict(self._flags)})"
+
+    def changed(self, **flags):
+        """The same settings with other values of these flags."""
+        return Settings(self._flags | flags, self.learner)
+
+    def as_dict(self):
+        """{name: value} of all flags."""
+        return dict(self._flags)
+
+    def as_namespace(self, **more):
+        """A Namespace of its own of all flags, and more; whoever gets it may change it."""
+        return argparse.Namespace(**(self._flags | more))
+
+    def with_role(self, *roles):
+        """{name: value} of the flags that have one of these roles and that this run reads."""
+        mine = {flag.name: flag.role for flag in (*RUN_FLAGS, *flags_of(self.learner))}
+        return {name: value for name, value in self._flags.items() if mine.get(name) in roles}
+
+    def science(self):
+        """{name: value} of the flags that the numbers of this run depend on, besides the data."""
+        left_out = self.with_role(DATA, FREE, PLACE).keys() | set(self.unread())
+        return {name: value for name, value in self._flags.items() if name not in left_out}
+
+    def shape(self):
+        """{name: value} of the flags that the layout of the learner's state depends on."""
+        return self.with_role(SHAPE)
+
+    def unread(self):
+        """Names of the hyperparameters that this learner does not read; none where it does not say what it reads."""
+        read = {flag.name for flag in flags_of(self.learner)}
+        return sorted(self._flags.keys() - read - {flag.name for flag in RUN_FLAGS}) if read else []
+
+    def read_in_vain(self):
+        """Names of the hyperparameters that were given another value than their default, and that nobody reads."""
+        defaults = {flag.name: flag.default for flag in PAPER}
+        return [name for name in self.unread() if self._flags[name] != defaults.get(name)]
 
 
-_text.domain = "text"
+def flags_of(learner):
+    """The flags that a learner's class declares."""
+    return getattr(learner, "flags", ())
 
 
-def interval(text):
-    """Parser of how often: 500 (minibatches), 60s (seconds), never."""
-    if text == "never":
-        return None
-    number, unit = (text[:-1], "seconds") if text.endswith("s") else (text, "minibatches")
-    if not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of N (minibatches), Ns (seconds), never; N is 1 or more")
-    return int(number), unit
-
-
-interval.domain = "N|Ns|never"
-
-MODEL = Flag("model", _text, "meralg1", "the learner: a file of model/")
-GROUPS = {
-    "stream": (
-        Flag("data_path", _text, "data/", "folder of the data files"),
-        Flag(
-            "data_file",
-            _text,
-            "mnist_permutations.pt",
-            "the tasks; the three MNIST variants are built in memory where they are no file",
-        ),
-        Flag("data_seed", integer(0), 0, "seed of tasks that are built in memory"),
-        Flag("samples_per_task", integer(), -1, "training examples per task, all if <= 0"),
-        Flag("shuffle_tasks", yes_no, False, "present the tasks in random order"),
-        Flag("n_epochs", integer(1), 1, "epochs per task"),
-        Flag("batch_size", integer(1), 1, "examples handed to the learner at once"),
-    ),
-    "run": (
-        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws"),
-        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches"),
-        Flag("save_path", _text, "results/", "folder of the results"),
-        Flag("checkpoint_every", interval, (60, "seconds"), "write a checkpoint every N minibatches or Ns seconds"),
-        Flag("keep_state", yes_no, True, "save the memory and counters of the learner too, for --start_from"),
-        Flag("start_from", _text, None, "go on from the learner of this finished run (its .pt) with further tasks"),
-        Flag("tensorboard", _text, None, "write the accuracies as they come to this folder, for TensorBoard"),
-        Flag(
-            "resume",
-            _text,
-            None,
-            "go on from this checkpoint (its flags are the run's); auto: from this very run's in --save_path, if any",
-        ),
-    ),
-    "machine": (
-        Flag("cuda", yes_no, False, "run on the GPU"),
-        Flag("engine", _text, "auto", "what computes the steps; auto: native where it can", ("auto", *engine.ENGINES)),
-        Flag(
-            "draws",
-            _text,
-            "auto",
-            "random source of the memories: uniform (our own generator) or shuffle (the original's stream, slower); "
-            "auto: shuffle on the reference engine",
-            ("auto", *engine.DRAWS),
-        ),
-        Flag(
-            "threads",
-            integer(0, MOST_THREADS),
-            0,
-            "threads to use; 0: what the process may use, one where more do not pay",
-        ),
-        Flag("progress", _text, "auto", "progress bar on stderr; auto: on a terminal", ("auto", "yes", "no")),
-    ),
-}
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=112)
 
 
 def hyperparameters(learners):
-    """{name: (Flag, [learners that read it])} of all learners' flags. The same name must mean the same everywhere."""
-    found = {}
+    """{name: (Flag, [learners that read it])} of the paper's flags and all learners' own.
+
+    The same name must mean the same everywhere.
+    """
+    found = {flag.name: (flag, []) for flag in PAPER}
     for name, learner in learners.items():
-        for flag in getattr(learner, "flags", ()):
+        for flag in flags_of(learner):
             known, readers = found.setdefault(flag.name, (flag, []))
             if (known.default, known.parse.domain) != (flag.default, flag.parse.domain):
                 raise UserError(
@@ -102,15 +102,10 @@ def hyperparameters(learners):
     return found
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=32, width=112)
-
-
 def make_parser(learners):
     """The parser of main.py's command line, with the flags of these learners.
 
-    A flag that is not given is absent from the parsed Namespace: `defaults` has its value.
+    A flag that is not given is absent from the parsed Namespace.
     """
     parser = argparse.ArgumentParser(
         prog="main.py",
@@ -123,7 +118,7 @@ def make_parser(learners):
     group = parser.add_argument_group("learner (each flag with the learners that read it)")
     _add(group, MODEL, ", ".join(learners))
     for flag, readers in hyperparameters(learners).values():
-        _add(group, flag, "read by " + ("all" if len(readers) == len(learners) else ", ".join(readers)))
+        _add(group, flag, "read by " + ("all" if len(readers) == len(learners) else ", ".join(readers) or "none"))
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -132,85 +127,75 @@ def make_parser(learners):
 
 
 def _add(group, flag, *remarks):
-    text = "; ".join((flag.help, *remarks, f"default {_shown(flag.default)}")).replace("%", "%%")
+    text = "; ".join((flag.help, *remarks, f"default {as_text(flag.default)}")).replace("%", "%%")
     metavar = None if flag.choices else flag.parse.domain
-    group.add_argument(f"--{flag.name}", type=flag.parse, choices=flag.choices, metavar=metavar, help=text)
+    bare = {} if flag.bare is None else {"nargs": "?", "const": flag.bare}
+    group.add_argument(f"--{flag.name}", type=flag.parse, choices=flag.choices, metavar=metavar, help=text, **bare)
 
 
-def _shown(value):
-    """A default as one would type it."""
+def as_text(value):
+    """A flag's value as one would type it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple) and len(value) == 2:
-        return f"{value[0]}s" if value[1] == "seconds" else value[0]
-    return "none" if value is None else value
+        return f"{value[0]}s" if value[1] == "seconds" else str(value[0])
+    return "none" if value is None else str(value)
 
 
-def defaults(learners):
-    """{name: value} of all flags."""
-    flags = [MODEL, *(flag for flag, _ in hyperparameters(learners).values()), *(f for g in GROUPS.values() for f in g)]
-    return {flag.name: flag.default for flag in flags}
+def parse(words=None, before=None):
+    """The Settings of a command line, checked; engine, draws and threads may still be auto.
 
-
-def parse(arguments=None):
-    """(args, learner class, checkpoint) of a command line.
-
-    args         Namespace of all flags, checked; yes/no as bools
-    checkpoint   None, or (path, content) of the checkpoint that --resume names: flags not given are the checkpoint's
+    before   {name: value} of an earlier run, of which this is a part: the flags that are not given are its
 
     Exits with code 2 and a message on a flag that breaks its rule (argparse); raises UserError on what shows later.
     """
     learners = model.load_all()
     parser = make_parser(learners)
-    given = vars(parser.parse_args(arguments))
-    known, checkpoint = defaults(learners), None
-    if given.get("resume") not in (None, "auto"):
-        checkpoint = (given["resume"], checkpoints.load(given["resume"]))
-        words = [
-            _as_word(name, value) for name, value in checkpoint[1]["flags"].items() if value != known.get(name, value)
-        ]
-        known |= vars(parser.parse_args(words))  # checked like any
-    args = argparse.Namespace(**(known | given))
-    learner = model.load(args.model)
-    if args.cuda and not torch.cuda.is_available():
+    given = vars(parser.parse_args(words))
+    if before:
+        typed = [f"--{name}={_typed(value)}" for name, value in before.items() if value is not None or name in NEVER]
+        given = vars(parser.parse_args(typed)) | given  # checked like any
+    name = given.get("model", MODEL.default)
+    learner = model.load(name)
+    flags = {flag.name: flag.default for flag in (*RUN_FLAGS, *PAPER, *flags_of(learner))}
+    settings = Settings(flags | given, learner)
+    if settings.cuda and not torch.cuda.is_available():
         raise UserError("--cuda yes: PyTorch finds no CUDA device here; install a CUDA build of torch or say --cuda no")
-    if os.path.basename(args.data_file) != args.data_file:
-        name, folder = os.path.basename(args.data_file), os.path.dirname(args.data_file)
-        raise UserError(f"--data_file {args.data_file} names a folder: say --data_path {folder} --data_file {name}")
-    return args, learner, checkpoint
+    if os.path.basename(settings.data_file) != settings.data_file:
+        folder, name = os.path.split(settings.data_file)
+        raise UserError(f"--data_file {settings.data_file} names a folder: say --data_path {folder} --data_file {name}")
+    return settings
 
 
-def _as_word(name, value):
-    """The word of a command line that gives a flag this value."""
-    return f"--{name}={'never' if value is None else _shown(value)}"
+NEVER = ("checkpoint_every",)  # its None is a word: never
 
 
-def resolve_engine(args, learner, tasks):
-    """Makes args.engine, args.draws and args.threads concrete; returns a line that says why not native, or None.
+def _typed(value):
+    return "never" if value is None else as_text(value)
 
-    Raises UserError where the engine asked for cannot run it.
+
+def resolve(settings, data):
+    """(Settings, reason): engine, draws and threads made concrete for these data on this machine.
+
+    data     has image_shape and class_ranges, as a tasks.taskset.TaskSet has
+    reason   None, or a line that says why the native engine was not taken
+
+    Raises UserError where the engine asked for cannot run the learner.
     """
-    args_of_learner = learner_args(args, tasks)
-    reason = engine.why_not_native(args_of_learner, learner)
-    line = None
-    if args.engine == "native" and reason:
-        raise UserError(f"--engine native cannot run this: {reason}; say --engine reference")
-    if args.engine == "auto":
-        args.engine = "reference" if reason else "native"
-        line = reason and f"engine: reference, since the native one cannot run this: {reason}"
-    if args.draws == "auto":
-        args.draws = "shuffle" if args.engine == "reference" else "uniform"
-    if args.threads == 0:
+    chosen, draws, threads = settings.engine, settings.draws, settings.threads
+    why_not = engine.why_not_native(learner_args(settings, data), settings.learner)
+    reason = None
+    if chosen == "native" and why_not:
+        raise UserError(f"--engine native cannot run this: {why_not}; say --engine reference")
+    if chosen == AUTO:
+        chosen = "reference" if why_not else "native"
+        reason = why_not and f"engine: reference, since the native one cannot run this: {why_not}"
+    if draws == AUTO:
+        draws = "shuffle" if chosen == "reference" else "uniform"
+    if threads == 0:
         # batch-1 steps of a small MLP only lose by a second PyTorch thread
-        args.threads = 1 if args.engine == "reference" and not tasks.image_shape else n_usable_cores()
-    return line
-
-
-def unread(args, learner):
-    """Names of the hyperparameters that were given and that this learner does not read (none for a foreign one)."""
-    read = {flag.name for flag in getattr(learner, "flags", ())}
-    others = [flag for flag, _ in hyperparameters(model.load_all()).values() if read and flag.name not in read]
-    return [flag.name for flag in others if getattr(args, flag.name) != flag.default]
+        threads = 1 if chosen == "reference" and not data.image_shape else n_usable_cores()
+    return settings.changed(engine=chosen, draws=draws, threads=threads), reason
 
 
 def n_usable_cores():
@@ -218,6 +203,6 @@ def n_usable_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def learner_args(args, tasks):
-    """What a learner's constructor gets: the flags, and what the data say of themselves."""
-    return argparse.Namespace(**vars(args), image_shape=tasks.image_shape, class_ranges=tasks.class_ranges)
+def learner_args(settings, data, **more):
+    """What a learner's constructor gets: the flags, what the data say of themselves, and more."""
+    return settings.as_namespace(image_shape=data.image_shape, class_ranges=data.class_ranges, **more)

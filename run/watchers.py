@@ -70,7 +70,9 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("--tensorboard needs a package: pip install tensorboard") from error
-        self.experience, self.writer, self.written = experience, SummaryWriter(folder), 0
+        # all points again: of those that a part of this run wrote before, TensorBoard hides what has a step >= 0
+        again = 0 if experience.evaluations else None
+        self.experience, self.writer, self.written = experience, SummaryWriter(folder, purge_step=again), 0
 
     def __call__(self, batch):
         evaluations = self.experience.evaluations
@@ -80,7 +82,7 @@ class TensorBoard:
 
     def _write(self, i):
         experience = self.experience
-        accuracies, seen = experience.evaluations[i].accuracies(), experience.seen_at[i]
+        accuracies, seen = experience.accuracies_at(i), experience.seen_at[i]
         order = experience.stream.order
         known = order[: order.index(experience.result_t[i]) + 1]
         self.writer.add_scalar("accuracy/tasks seen", sum(accuracies[t] for t in known) / len(known), seen)

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 from errors import UserError
 from model.flags import integer
 from run import settings
+from run.flags import MOST_SEED
 from sweep import tuning
 from sweep.commands import grid_points, read, select
 from sweep.conduct import Signalled, Signals, conduct, summary
@@ -28,7 +29,7 @@ def _listed(parse):
 
 
 def make_parser():
-    seeds, names, sizes = _listed(integer(0, settings.MOST_SEED)), _listed(str), _listed(integer(1))
+    seeds, names, sizes = _listed(integer(0, MOST_SEED)), _listed(str), _listed(integer(1))
     parser = argparse.ArgumentParser(
         prog="python -m sweep", description="Run many commands of main.py side by side.", allow_abbrev=False
     )

@@ -1,6 +1,5 @@
 """Command lines of main.py: reading, choosing, multiplying by seeds and by grids."""
 
-import argparse
 import itertools
 import shlex
 import subprocess
@@ -11,12 +10,13 @@ from types import SimpleNamespace
 
 import model
 from errors import UserError
+from model.flags import PLACE
 from run import settings
+from run.flags import RUN_FLAGS
 from tasks.files import load_tasks
 
 LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
-# what a sweep decides for its runs
-SWEEPS_OWN = ("save_path", "resume", "progress")
+SWEEPS_OWN = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs
 NEAR = 0.02  # 51 memories for each of 100 tasks are the paper's 5120
 
 
@@ -30,14 +30,14 @@ class Command:
     """
 
     flags: dict
-    args: argparse.Namespace
+    args: settings.Settings
     note: str = ""
 
     @classmethod
     def of(cls, words, note=""):
         """Raises UserError on words that main.py would refuse."""
         try:
-            args, _, _ = settings.parse(words)
+            args = settings.parse(words)
         except SystemExit as error:  # argparse has said why
             raise UserError(f"main.py does not take {shlex.join(words)!r}; correct it") from error
         flags, words = {}, iter(words)
@@ -54,8 +54,7 @@ class Command:
         return Command.of(words(self.flags | flags), " ".join(f"{name} {text}" for name, text in flags.items()))
 
     def with_seed(self, seed):
-        args = argparse.Namespace(**vars(self.args) | {"seed": seed})
-        return Command(self.flags | {"seed": str(seed)}, args, self.note)
+        return Command(self.flags | {"seed": str(seed)}, self.args.changed(seed=seed), self.note)
 
     @property
     def has_seed(self):

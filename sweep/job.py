@@ -1,6 +1,5 @@
 """A job: a run to be made. Which are finished is told by flags, data and program, never by the names of files."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import model
 from run import checkpoints, provenance, saving, settings
 from sweep.commands import as_text, facts
 
@@ -22,6 +20,7 @@ class Job:
     flags     {name: text} of main.py's command line
     label     how a person recognises it
     key       who it is: see key_of
+    code      identity of the program that makes it
     threads   how many it uses
     gpu       whether it needs one
     """
@@ -29,6 +28,7 @@ class Job:
     flags: dict
     label: str
     key: str
+    code: str
     threads: int
     gpu: bool
 
@@ -42,18 +42,18 @@ class Job:
 
 def prepare(command):
     """The Job of a commands.Command under this version of the program. Raises UserError where it cannot run."""
-    args = argparse.Namespace(**vars(command.args) | {"threads": command.args.threads or 1})
-    data = facts(args)
-    settings.resolve_engine(args, model.load(args.model), data)
+    data = facts(command.args)
+    args, _ = settings.resolve(command.args.changed(threads=command.args.threads or 1), data)
     size = next((str(getattr(args, flag)) for flag in ("memories", "n_memories") if command.reads(flag)), "")
     label = " ".join(filter(None, (args.model, size, command.data, command.note, f"seed {args.seed}")))
-    flags, code = command.flags | {"threads": str(args.threads)}, provenance.code_identity(args.model)
-    return Job(flags, label, key_of(vars(args), data.identity, code), args.threads, args.cuda)
+    flags = command.flags | {"threads": str(args.threads)}
+    code = provenance.code_identity(args.model, args.engine)
+    return Job(flags, label, key_of(args.science(), data.identity, code), code, args.threads, args.cuda)
 
 
-def key_of(flags, data, code):
+def key_of(science, data, code):
     """Hex sha256 of what a run's numbers depend on: flags (engine and draws concrete), data, program."""
-    return hashlib.sha256(json.dumps([checkpoints.science(flags), data, code], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([science, data, code], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _read(path, modified, size):
         if saved["format"] != saving.FORMAT:
             return None
         failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
-        key = key_of(saved["args"], saved["data"]["identity"], saved["code"])
+        key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
         return Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -88,7 +88,7 @@ class Tuning:
         return {
             "command": str(command),
             "data": {"file": command.args.data_file, "identity": facts(command.args).identity},
-            "code": provenance.code_identity(command.args.model),
+            "code": prepare(self.grid[command][0].with_seed(self.seeds[0])).code,
             "points": points,
             "choice": best and best["flags"],
             "chosen_command": best and best["command"],

@@ -1,7 +1,6 @@
 """What the tests share: golden files, small tasks, learners and runs made as the program makes them."""
 
 import argparse
-import importlib
 import json
 import random
 import shutil
@@ -14,7 +13,9 @@ import torch
 
 import main
 import model
+from model.flags import PAPER
 from run import settings
+from run.flags import RUN_FLAGS
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -82,10 +83,17 @@ def task_file(tmp_path):
 
 @pytest.fixture(scope="session")
 def parse():
-    """parse(words): the checked flags of a command line, as main.py has them; (settings.parse, reading model/ once)"""
+    """parse(words): the Settings of a command line, as main.py has them; (settings.parse, reading model/ once)"""
     learners = model.load_all()
-    parser, known = settings.make_parser(learners), settings.defaults(learners)
-    return lambda words: argparse.Namespace(**(known | vars(parser.parse_args(words))))
+    parser = settings.make_parser(learners)
+
+    def parse(words):
+        given = vars(parser.parse_args(words))
+        learner = learners[given["model"]]
+        flags = (*RUN_FLAGS, *PAPER, *settings.flags_of(learner))
+        return settings.Settings({flag.name: flag.default for flag in flags} | given, learner)
+
+    return parse
 
 
 @pytest.fixture
@@ -97,13 +105,12 @@ def make_learner(parse):
         words = ["--model", name]
         for flag, value in dict(flags).items():
             words += [f"--{flag}", texts.get(value, str(value)) if isinstance(value, bool) else str(value)]
-        args, learner_class = parse(words), importlib.import_module(f"model.{name}").Net
         tasks = SimpleNamespace(image_shape=image_shape, class_ranges=class_ranges)
-        settings.resolve_engine(args, learner_class, tasks)
+        args, _ = settings.resolve(parse(words), tasks)
         torch.manual_seed(seed)
         random.seed(seed)
-        learner = learner_class(*sizes, settings.learner_args(args, tasks))
-        return learner.cuda() if isinstance(learner, torch.nn.Module) and args.cuda else learner
+        learner = args.learner(*sizes, settings.learner_args(args, tasks, minibatch_slots=args.batch_size))
+        return learner.to("cuda") if isinstance(learner, torch.nn.Module) and args.cuda else learner
 
     return make
 

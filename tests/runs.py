@@ -22,6 +22,7 @@ from conftest import toy_examples
 
 import main
 import model
+from model.learner import Learner
 from run import provenance
 from run.experience import Experience
 
@@ -38,11 +39,12 @@ FLAGS = {
 }
 QUICK = ("--n_hiddens", 6, "--lr", 0.1, "--memories", 7, "--replay_batch_size", 3, "--log_every", 4, "--threads", 1)
 DATA = ("--data_path", "data", "--data_file", "tiny.pt")
-TIMES = ("seconds", "started", "finished", "name", "peak_memory_bytes")
+# what differs between a run and the same run in parts
+TIMES = ("seconds", "started", "finished", "name", "peak_memory_bytes", "resumed", "commit", "dirty")
 
 
 def learners():
-    return [name for name, learner in model.load_all().items() if hasattr(learner, "state")]
+    return [name for name, learner in model.load_all().items() if issubclass(learner, Learner)]
 
 
 def place(folder, n_tasks=3, n_train=8, n_test=5, n_inputs=12, n_classes=3):
@@ -100,18 +102,18 @@ def go_fixture(monkeypatch, capsys):
 @contextmanager
 def after_each(look):
     """Within it, look(batch) is called after each minibatch that is learned."""
-    live = Experience.live
+    learn = Experience.learn
 
     def watched(self):
-        for batch in live(self):
+        for batch in learn(self):
             look(batch)
             yield batch
 
-    Experience.live = watched
+    Experience.learn = watched
     try:
         yield
     finally:
-        Experience.live = live
+        Experience.learn = learn
 
 
 def after(n_minibatches, do):

@@ -111,5 +111,4 @@ class Foreign(torch.nn.Module):
 def test_foreign_learner_on_the_gpu(task_file, tmp_path):
     folder, file = task_file()
     words = ["--data_path", str(folder), "--data_file", file, "--save_path", str(tmp_path / "results"), "--cuda", "yes"]
-    args = settings.parse(words)[0]
-    assert main.run(args, Foreign) == 0
+    assert main.run(settings.Settings(settings.parse(words).as_dict(), Foreign)) == 0

@@ -22,6 +22,7 @@ import model
 from disk import safe
 from report.read import read_folder
 from run import checkpoints, settings
+from run.flags import RUN_FLAGS
 from tasks.files import load_tasks, write_compact
 
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
@@ -76,7 +77,12 @@ def a_flag(name, default):
     return YES_NO if isinstance(default, bool) else NUMBERS
 
 
-FLAGS = {name: a_flag(name, default) for name, default in settings.defaults(model.load_all()).items()}
+def defaults():
+    flags = [flag for flag, _ in settings.hyperparameters(model.load_all()).values()]
+    return {flag.name: flag.default for flag in (*RUN_FLAGS, *flags)}
+
+
+FLAGS = {name: a_flag(name, default) for name, default in defaults().items()}
 ONE_FLAG = some.one_of([some.tuples(some.just(f"--{name}"), values.map(str)) for name, values in FLAGS.items()])
 GARBAGE = some.sampled_from([("--help",), ("-h",), ("--lr",), ("--", "x"), ("--n_hidden", "5"), ("--seed=3",), ("x",)])
 COMMAND_LINES = some.lists(

@@ -8,11 +8,12 @@ import random
 
 import torch
 
+from model.engine import _build
 from model.engine.reference import ReferenceEngine
+from model.flags import DRAWS, ENGINES
 from model.memory import ShuffleDraws, UniformDraws
 
-ENGINES = ("native", "reference")
-DRAWS = ("uniform", "shuffle")
+__all__ = ["DRAWS", "ENGINES", "create", "make_draws", "why_not_native"]
 
 
 def make_draws(args):
@@ -20,14 +21,14 @@ def make_draws(args):
     if args.draws == "uniform":
         return UniformDraws(args.seed)
     try:
-        from model.engine._draws import ShuffleDraws as CompiledShuffleDraws
+        compiled = _build.load("_draws")
     except ImportError:  # no compiler: the same numbers, later
         return ShuffleDraws(random.getstate())
-    return CompiledShuffleDraws(random.getstate())
+    return compiled.ShuffleDraws(random.getstate())
 
 
 def create(args):
-    """The engine that args.engine names, drawing as args.draws says. (settings.resolve_engine makes both concrete)"""
+    """The engine that args.engine names, drawing as args.draws says. (run.settings.resolve makes both concrete)"""
     if args.engine == "native":
         from model.engine.native import NativeEngine
 
@@ -46,5 +47,5 @@ def why_not_native(args, learner_class):
     try:
         from model.engine import native  # noqa: F401
     except ImportError as error:
-        return f"its compiled kernels are not built ({error}); build them with: python setup.py build_ext --inplace"
+        return f"its compiled kernels cannot be used: {error}; build them with: {_build.BUILD}"
     return None

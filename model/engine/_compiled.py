@@ -2,27 +2,30 @@
 
 The same source is compiled several times, for several generations of CPU, since a cluster's nodes may share a checkout.
 `variant` names the one in use; the environment variable MER_KERNELS (baseline, avx2 or avx512) forces one.
-Importing this raises ImportError where nothing is built, or where the forced variant isn't built or can't run here.
+`identity` is the hash of sources and compiler flags that it was built of.
+Importing this raises ImportError where nothing is built, or only of other sources, or where the forced variant isn't
+built or can't run here.
 """
 
-import importlib
 import os
 
-from model.engine._draws import kernels_of_cpu
+from model.engine import _build
 
-__all__ = ["MLP", "Examples", "TestImages", "load", "runnable", "variant"]
+__all__ = ["MLP", "Examples", "TestImages", "identity", "load", "runnable", "variant"]
 
 
 def load(name):
-    """The kernels' module compiled for `name`; ImportError if it isn't built."""
-    return importlib.import_module(f"model.engine._mlp_{name}")
+    """The kernels' module compiled for `name`; ImportError if it isn't built, or of other sources."""
+    return _build.load(f"_mlp_{name}")
 
 
 def runnable():
     """Names of the variants that are built and that this CPU can run, fastest first. Each is loaded in its turn."""
-    for name in kernels_of_cpu():
+    for name in _build.load("_draws").kernels_of_cpu():
         try:
             load(name)
+        except _build.Stale:
+            raise
         except ImportError:
             continue
         yield name
@@ -36,10 +39,11 @@ def _choose():
         )
     name = forced or next(runnable(), None)
     if name is None:
-        raise ImportError("no compiled kernels: build them with `python setup.py build_ext --inplace`")
+        raise ImportError("none of them is built")
     return name
 
 
 variant = _choose()
 _kernels = load(variant)
+identity = _kernels.identity
 Examples, MLP, TestImages = _kernels.Examples, _kernels.MLP, _kernels.TestImages

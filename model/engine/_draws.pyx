@@ -10,6 +10,11 @@ from libc.stdlib cimport free, malloc
 import random
 
 cdef extern from *:
+    const char *IDENTITY            # the hash of what this was built of, from setup.py
+
+identity = IDENTITY.decode()
+
+cdef extern from *:
     """
     #if defined(__x86_64__)
     #define CPU_HAS(feature) (__builtin_cpu_supports(feature) != 0)
@@ -160,6 +165,10 @@ cdef class ShuffleDraws:
             return [order[i] for i in range(n)]
         finally:
             free(order)
+
+    def discard(self, n, k):
+        """Moves the stream as a draw does whose indices nobody wants."""
+        self.draw(n, k)
 
     def randint(self, Py_ssize_t n):
         """random.randint(0, n), for n below 2^32 - 1 (else ValueError)."""

@@ -37,7 +37,7 @@ cdef class TestImages:
             index[k], value[k] = <int32_t> self.n_pixels, 1
             index = <int32_t *> (value + k + 1)
 
-    def correct(self, MLP net, int64_t t, pixel_map, const int64_t[::1] labels, Py_ssize_t start, Py_ssize_t stop):
+    def correct(self, Weights net, int64_t t, pixel_map, const int64_t[::1] labels, Py_ssize_t start, Py_ssize_t stop):
         """How many of the images start..stop - 1 the net's largest output classifies right, as inputs of task t.
 
         pixel_map (D,) int32: input j is pixel pixel_map[j], or 0 where that is -1; None: the pixels are the inputs.
@@ -47,9 +47,10 @@ cdef class TestImages:
         """
         if not 0 <= start <= stop <= self.n_images or labels.shape[0] != self.n_images:
             raise IndexError(f"images {start} to {stop} with {labels.shape[0]} labels, of {self.n_images}")
-        if net.n_heads > 1 and not 0 <= t < net.n_heads:
-            raise IndexError(f"task {t} of a net with {net.n_heads} first layers")
-        cdef Layer *layer = net.level(0, t if net.n_heads > 1 else 0)
+        cdef Layout layout = net.layout
+        if layout.n_heads > 1 and not 0 <= t < layout.n_heads:
+            raise IndexError(f"task {t} of a net with {layout.n_heads} first layers")
+        cdef Layer *layer = layout.level(0, t if layout.n_heads > 1 else 0)
         cdef const int32_t[::1] map
         cdef Py_ssize_t n_mapped = self.n_pixels
         if pixel_map is not None:
@@ -57,11 +58,11 @@ cdef class TestImages:
             n_mapped = map.shape[0]
             if n_mapped and not -1 <= np.min(pixel_map) <= np.max(pixel_map) < self.n_pixels:
                 raise IndexError(f"a map to pixels {np.min(pixel_map)} to {np.max(pixel_map)} of {self.n_pixels}")
-        if n_mapped != net.n_inputs:
-            raise ValueError(f"{n_mapped} inputs for a net of {net.n_inputs}")
+        if n_mapped != layout.n_inputs:
+            raise ValueError(f"{n_mapped} inputs for a net of {layout.n_inputs}")
         cdef Memory first_memory = Memory((self.n_pixels + 1) * layer.width * sizeof(float))
         cdef float *first = <float *> first_memory.at
-        cdef Py_ssize_t width = max([net.layer[l].width for l in range(net.n_layers)])
+        cdef Py_ssize_t width = max([layout.layer[l].width for l in range(layout.n_layers)])
         cdef Py_ssize_t l, b, e, n, j, hits = 0
         cdef Memory out_memory = Memory(GROUP * width * sizeof(float))
         cdef float *h = <float *> out_memory.at
@@ -83,14 +84,14 @@ cdef class TestImages:
             b = start
             while b < stop:
                 n = min(<Py_ssize_t> GROUP, stop - b)
-                layer = net.level(0, t if net.n_heads > 1 else 0)
+                layer = layout.level(0, t if layout.n_heads > 1 else 0)
                 forward_group(first, self.n_pixels + 1, layer.width, self.x + b, n, h)
-                for l in range(1, net.n_levels):
+                for l in range(1, layout.n_levels):
                     for e in range(n):
                         active_units(h + e * layer.width, layer.n_out, &x[e])
                         if l == 1 and b + n + e < stop:
                             prefetch(&self.x[b + n + e])
-                    layer = net.level(l, 0)
+                    layer = layout.level(l, 0)
                     forward_group(net.w + layer.start, layer.n_in + 1, layer.width, x, n, h)
                 for e in range(n):
                     hits += labels[b + e] == argmax(h + e * layer.width, layer.n_out)

@@ -45,7 +45,7 @@ class Network(ABC):
 
     @abstractmethod
     def gradient(self, batch):
-        """(P,) gradient of the mean loss of the batch."""
+        """(P,) gradient of the mean loss of the batch alone: no anchor counts; the loss is added to the engine's."""
 
     @abstractmethod
     def task_gradients(self, batches):

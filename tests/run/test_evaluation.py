@@ -58,7 +58,7 @@ def make(make_learner):
 @pytest.mark.parametrize("name", ["online", "independent", "taskinput"])
 def test_accuracies(name, kind, threads, make):
     tasks = tasks_of([200, 57, 2, 1])
-    learner, evaluator = make(kind, name), Evaluator(tasks, threads)
+    learner, evaluator = make(kind, name), Evaluator(dict(enumerate(tasks)), threads)
     assert evaluator.evaluate(learner).accuracies() == literal_accuracies(learner, tasks)
     evaluator.close()
 
@@ -69,7 +69,7 @@ def test_equal_outputs_mean_the_first_class(kind, make):
     learner = make(kind, n_tasks=2)
     learner.load_state_dict({name: torch.zeros_like(value) for name, value in learner.state_dict().items()})
     wanted = [np.mean([*(task.test.labels[:-1] == 0), 0]) for task in tasks]
-    assert Evaluator(tasks).evaluate(learner).accuracies() == pytest.approx(wanted)
+    assert Evaluator(dict(enumerate(tasks))).evaluate(learner).accuracies() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("threads", [2, 4])
@@ -77,7 +77,7 @@ def test_equal_outputs_mean_the_first_class(kind, make):
 def test_learning_goes_on_and_the_numbers_are_of_then(kind, threads, make):
     """Ten evaluations are under way while the learner learns; each has what one made at once would have had."""
     tasks = tasks_of([300, 200, 100, 50])
-    learner, evaluator = make(kind), Evaluator(tasks, threads)
+    learner, evaluator = make(kind), Evaluator(dict(enumerate(tasks)), threads)
     pending, wanted = [], []
     for i in range(10):
         pending.append(evaluator.evaluate(learner))
@@ -107,6 +107,6 @@ def test_a_foreign_learner_in_pieces(monkeypatch):
     tasks = tasks_of([50])
     learner = Foreign()
     learner.train()
-    found = Evaluator(tasks, 2).evaluate(learner)
+    found = Evaluator(dict(enumerate(tasks)), 2).evaluate(learner)
     assert learner.calls == [(False, False, n) for n in (16, 16, 16, 1, 8)]
     assert learner.training and found.accuracies() == literal_accuracies(learner, tasks)

@@ -389,7 +389,7 @@ def test_a_stream_that_nobody_takes(stream, code, tmp_path, wanted):
 
 def test_a_watcher_that_cannot_write(go, tmp_path, monkeypatch, wanted):
     class SummaryWriter:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step):
             self.n = 0
 
         def add_scalar(self, *_):

@@ -158,11 +158,11 @@ SPEC_FLAGS = {
 
 
 def test_flags_are_the_original_ones():
-    args = settings.parse([])[0]
+    args = settings.parse([])
     assert args.model == "meralg1"
     assert {name: getattr(args, name) for name in SPEC_FLAGS} == {name: value[0] for name, value in SPEC_FLAGS.items()}
     typed = [word for name, (_, text, _) in SPEC_FLAGS.items() for word in (f"--{name}", text)]
-    args = settings.parse([*typed, "--model", "gem"])[0]
+    args = settings.parse([*typed, "--model", "gem"])
     found = {name: getattr(args, name) for name in SPEC_FLAGS}
     assert found == {name: value[2] for name, value in SPEC_FLAGS.items()}
     assert all(type(found[name]) is type(value[2]) for name, value in SPEC_FLAGS.items())

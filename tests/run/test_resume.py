@@ -1,5 +1,6 @@
 """A run that was stopped goes on exactly where it was: its files are, bit for bit, those of one that was not."""
 
+import io
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import torch
 from runs import DATA, WAYS, a_signal, after, go_fixture, learners, place, result_in, words_of  # noqa: F401
 
 import main
+import model
 from model.engine import native
 from run import checkpoints, provenance, saving
 
@@ -161,7 +163,7 @@ def test_goes_on_from_the_latest_checkpoint(every, found_at, go, tmp_path):
 def test_checkpoints_by_time():
     now, saved = 100.0, []
     journal = SimpleNamespace(save_checkpoint=lambda _: saved.append(now), checkpoints=[])
-    experience = SimpleNamespace(learner=SimpleNamespace(state=None))
+    experience = SimpleNamespace(learner=object.__new__(model.load("online")))
     checkpointer = checkpoints.Checkpointer((60, "seconds"), journal, experience, pytest.fail, clock=lambda: now)
     for number, later in enumerate([0, 59.9, 0.1, 30, 31, 200, 59, 2]):
         now += later
@@ -178,7 +180,7 @@ def test_how_many_checkpoints(every, wanted, go, tmp_path, monkeypatch):
 
 
 def test_default_is_a_minute():
-    assert main.settings.parse([])[0].checkpoint_every == (60, "seconds")
+    assert main.settings.parse([]).checkpoint_every == (60, "seconds")
 
 
 def test_time_adds_up(go, tmp_path):
@@ -250,7 +252,7 @@ def test_a_signal_while_results_are_saved_loses_nothing(by, go, tmp_path, monkey
 
 
 def test_a_learner_without_a_state_says_that_there_is_nothing_to_go_on_from(go, tmp_path, monkeypatch):
-    monkeypatch.delattr("model.learner.Learner.state")
+    monkeypatch.setattr(checkpoints, "Learner", type(None))  # none is ours
     folder = place(tmp_path / "run")
     with after(3, a_signal(signal.SIGTERM)):
         found = go(folder, *words_of("online", NATIVE, "--checkpoint_every", 1))
@@ -314,6 +316,8 @@ def test_what_moves_no_number_may_change(go, tmp_path):
     (folder / "data").rename(folder / "moved")
     shutil.move(folder / path, folder / "elsewhere")
     more = (
+        "--keep_state",
+        "yes",
         "--save_path",
         "new/",
         "--data_path",
@@ -333,9 +337,13 @@ def test_what_moves_no_number_may_change(go, tmp_path):
     (folder / "results").rmdir()
     (folder / "new").rename(folder / "results")
     found = result_in(folder)
-    assert {end: found.files[end] for end in (".txt", ".state")} == {
-        end: wanted.files[end] for end in (".txt", ".state")
-    }
+    assert found.files[".txt"] == wanted.files[".txt"]
+    learners = [
+        torch.load(io.BytesIO(it.files[".state"]), weights_only=True)["learner"]["parts"] for it in (found, wanted)
+    ]
+    for name, part in learners[1].items():
+        for key, value in part.items():
+            torch.testing.assert_close(learners[0][name][key], value, rtol=0, atol=0)
     for key in ("result_t", "result_a", "examples_seen", "stats"):
         assert found.files[".json"][key] == wanted.files[".json"][key]
 
@@ -358,14 +366,29 @@ def test_what_is_no_checkpoint(go, tmp_path):
 def test_another_program_is_noted(go, tmp_path, monkeypatch):
     folder = place(tmp_path / "run")
     path = stop(go, folder, 3, *words_of("eralg4", NATIVE))
-    maker = provenance.maker
-    monkeypatch.setattr(provenance, "maker", lambda learner: maker(learner) | {"code": "other", "cpu": "another one"})
+    made_by = provenance.made_by
+    monkeypatch.setattr(provenance, "made_by", lambda chosen: made_by(chosen) | {"code": "x", "cpu": "another one"})
     found = go(folder, "--resume", path)
     assert found.code == 0
     assert "note: not what it was: code, cpu; the numbers may not be those of an undisturbed run" in found.err
 
 
+def test_whether_the_state_is_kept_may_change(go, tmp_path):
+    folder = place(tmp_path / "run")
+    path = stop(go, folder, 3, *words_of("eralg4", NATIVE))
+    found = go(folder, "--resume", path, "--keep_state", "no")
+    assert found.code == 0, found.err
+    assert not list(folder.glob("results/*.state")) and list(folder.glob("results/*.pt"))
+
+
 # --resume auto
+
+
+def test_resume_without_a_word_means_auto(go, tmp_path):
+    folder, words = place(tmp_path / "run"), words_of("eralg4", NATIVE)
+    path = stop(go, folder, 3, *words, "--resume")
+    found = go(folder, *words, "--resume")
+    assert found.code == 0 and f"goes on after 3 examples, from {path}" in found.err
 
 
 def test_auto_goes_on_where_there_is_something(go, tmp_path):
@@ -399,7 +422,6 @@ def test_auto_starts_anew_where_there_is_nothing_of_this_very_run(go, tmp_path, 
     (folder / "results" / "gem_tiny.pt_junk.checkpoint").rmdir()
     assert_same(result_in(folder), wanted)
     path = stop(go, folder, 6, *words)
-    maker = provenance.maker
-    monkeypatch.setattr(provenance, "maker", lambda learner: maker(learner) | {"code": "other"})
+    monkeypatch.setattr(provenance, "code_identity", lambda learner, engine: "other")
     assert "goes on" not in go(folder, *words, "--resume", "auto").err, "another program's"
     assert (folder / path).exists()

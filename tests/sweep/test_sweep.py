@@ -157,7 +157,7 @@ def test_only_what_matters_makes_another_experiment(write, monkeypatch):
         assert key_with(flags) == key
     for flags in ({"lr": "0.01"}, {"seed": "1"}, {"draws": "uniform"}, {"log_every": "7"}):
         assert key_with(flags) != key
-    monkeypatch.setattr(provenance, "code_identity", lambda learner: "another version")
+    monkeypatch.setattr(provenance, "code_identity", lambda learner, engine: "another version")
     assert key_with({}) != key
 
 
@@ -303,7 +303,10 @@ def test_what_a_log_tells_of_the_progress(tmp_path):
 
 
 def test_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
-    site, made = Site(str(tmp_path), str(tmp_path), 1), job.Job({}, "online seed 1", "0" * 64, 1, False)
+    site, made = (
+        Site(str(tmp_path), str(tmp_path), 1),
+        job.Job({}, "online seed 1", "0" * 64, "", 1, False),
+    )
     site.make()
     monkeypatch.setattr(conduct, "QUIET", -1)
     display = conduct.Display(total=3, n_before=1, site=site, n_lines=2)

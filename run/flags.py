@@ -1,0 +1,109 @@
+"""The flags of a run: everything on the command line that no learner reads. (model.flags: what learners read)"""
+
+import argparse
+
+from model.flags import DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
+
+MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
+MOST_THREADS = 1024
+AUTO = "auto"
+
+
+def text(word):
+    """Parser of anything."""
+    return word
+
+
+text.domain = "text"
+
+
+def interval(word):
+    """Parser of how often: 500 (minibatches), 60s (seconds), never."""
+    if word == "never":
+        return None
+    number, unit = (word[:-1], "seconds") if word.endswith("s") else (word, "minibatches")
+    if not number.isdigit() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of N (minibatches), Ns (seconds), never; N is 1 or more")
+    return int(number), unit
+
+
+interval.domain = "N|Ns|never"
+
+MODEL = Flag("model", text, "meralg1", "the learner: a file of model/", role=SHAPE)
+GROUPS = {
+    "stream": (
+        Flag("data_path", text, "data/", "folder of the data files", role=FREE),
+        Flag(
+            "data_file",
+            text,
+            "mnist_permutations.pt",
+            "the tasks; the three MNIST variants are built in memory where they are no file",
+            role=DATA,
+        ),
+        Flag("data_seed", integer(0), 0, "seed of tasks that are built in memory", role=DATA),
+        Flag("samples_per_task", integer(), -1, "training examples per task, all if <= 0"),
+        Flag("shuffle_tasks", yes_no, False, "present the tasks in random order", bare=True),
+        Flag("n_epochs", integer(1), 1, "epochs per task"),
+        Flag("batch_size", integer(1), 1, "examples handed to the learner at once"),
+    ),
+    "run": (
+        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws"),
+        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches"),
+        Flag("save_path", text, "results/", "folder of the results", role=PLACE),
+        Flag(
+            "checkpoint_every",
+            interval,
+            (60, "seconds"),
+            "write a checkpoint every N minibatches or Ns seconds",
+            role=FREE,
+        ),
+        Flag(
+            "keep_state",
+            yes_no,
+            True,
+            "save the memory and counters of the learner too, for --start_from",
+            role=FREE,
+            bare=True,
+        ),
+        Flag("start_from", text, None, "go on from the learner of this finished run (its .pt) with further tasks"),
+        Flag(
+            "with_tasks_of",
+            text,
+            None,
+            "with --start_from: data file of the tasks that the learner knows, to see what it forgets, where they "
+            "are not found by themselves",
+            role=FREE,
+        ),
+        Flag("tensorboard", text, None, "write the accuracies as they come to this folder, for TensorBoard", role=FREE),
+        Flag(
+            "resume",
+            text,
+            None,
+            "go on from this checkpoint (its flags are the run's); auto, or no word: from this very run's in "
+            "--save_path, if any",
+            role=PLACE,
+            bare=AUTO,
+        ),
+    ),
+    "machine": (
+        Flag("cuda", yes_no, False, "run on the GPU", bare=True),
+        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES)),
+        Flag(
+            "draws",
+            text,
+            AUTO,
+            "random source of the memories: uniform (our own generator) or shuffle (the original's stream, slower); "
+            "auto: shuffle on the reference engine",
+            (AUTO, *DRAWS),
+        ),
+        Flag(
+            "threads",
+            integer(0, MOST_THREADS),
+            0,
+            "threads to use; 0: what the process may use, one where more do not pay",
+            role=FREE,
+        ),
+        Flag("progress", text, AUTO, "progress bar on stderr; auto: on a terminal", (AUTO, "yes", "no"), PLACE, "yes"),
+    ),
+}
+RUN_FLAGS = (MODEL, *(flag for group in GROUPS.values() for flag in group))

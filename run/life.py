@@ -1,0 +1,116 @@
+"""One run: settings resolved for its tasks, learner and stream made, ready to learn."""
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from run import checkpoints, continuation, provenance, settings
+from run.evaluation import Evaluator
+from run.experience import Diverged, Experience, seed_everything
+from run.stream import Stream
+from run.watchers import Watchers
+
+
+@dataclass(frozen=True)
+class Life:
+    """A run that is ready to learn.
+
+    settings    resolved
+    tasks       the tasks.taskset.TaskSet that it learns
+    experience  its learner, on its stream
+    journal     who it is and what computes it
+    before      None, or the run.continuation.Before that its learner comes from
+    remarks     lines that the user should read: why not the native engine, what has changed since a checkpoint, …
+    """
+
+    settings: settings.Settings
+    tasks: object
+    experience: Experience
+    journal: checkpoints.Journal
+    before: object
+    remarks: tuple
+
+    @property
+    def history(self):
+        """The runs that the learner has behind it, the first one first, as plain values; not this one."""
+        return self.before.history if self.before else []
+
+    def earlier(self):
+        """None, or what was seen of the tasks known from before, as plain values."""
+        numbers, rows = self.experience.earlier_tasks, self.experience.earlier_a()
+        if not numbers:
+            return None
+        means = [sum(row) / len(row) for row in rows]
+        return {"tasks": numbers, "result_a": rows, "RA_before": means[0], "RA_after": means[-1]}
+
+    def learn(self, watchers=(), after_each=lambda batch: None, warn=print):
+        """Learns to the end; returns what the results should say of a failure: {} or its status and failure.
+
+        watchers     called after each minibatch, closed at the end; one that cannot write is dismissed with a warning
+        after_each   called after each minibatch too; what it raises ends the run
+        """
+        failed = {}
+        with closing(self.experience.evaluator), closing(Watchers(watchers, warn)) as watch:
+            try:
+                for batch in self.experience.learn():
+                    watch(batch)
+                    after_each(batch)
+            except Diverged as error:
+                failed = {"status": "diverged", "failure": str(error)}
+            self.experience.result_a()  # waits for the evaluations under way
+        return failed
+
+
+def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
+    """The Life of parsed settings on a TaskSet, which took so many seconds to load: resolve, build, go on.
+
+    checkpoint   None, or (path, content) of the one to go on from; with --resume auto the newest of this very run
+
+    Raises UserError where that cannot be done.
+    """
+    chosen, reason = settings.resolve(given, tasks)
+    if given.resume == "auto":
+        code = provenance.code_identity(chosen.model, chosen.engine)
+        checkpoint = checkpoints.find(chosen, tasks.identity, code)
+        if checkpoint and chosen.engine == "reference":  # whose sums depend on it
+            chosen = chosen.changed(threads=checkpoint[1]["flags"]["threads"])
+    chosen = chosen.changed(resume=None)  # a run that was interrupted leaves what another does
+    torch.set_num_threads(chosen.threads)
+    journal = checkpoints.Journal(chosen, tasks.identity, loading_seconds)
+    before = continuation.load(chosen, tasks) if chosen.start_from is not None else None
+    earlier, unseen = continuation.earlier_tasks(before, chosen) if before else ({}, [])
+    experience = make_experience(chosen, tasks, before, earlier)
+    remarks = [reason, *unseen]
+    if checkpoint:
+        changed = journal.go_on_from(checkpoint, experience)
+        remarks.append(f"goes on after {experience.seen:,} examples, from {checkpoint[0]}")
+        if changed:
+            remarks.append(
+                f"note: not what it was: {', '.join(changed)}; the numbers may not be those of an undisturbed run"
+            )
+    return Life(chosen, tasks, experience, journal, before, tuple(filter(None, remarks)))
+
+
+def make_experience(chosen, tasks, before=None, earlier=()):
+    """The Experience of a new learner; moves the random streams in the original's order: stream, then weights.
+
+    before    None, or what an earlier run's learner knows: the tasks are numbered after those that it learned
+    earlier   {number: Task} of those, to be evaluated as well
+    """
+    seed_everything(chosen.seed)
+    sizes = [len(task.train) for task in tasks.tasks]
+    stream = Stream(sizes, chosen.samples_per_task, chosen.n_epochs, chosen.batch_size, chosen.shuffle_tasks)
+    data, first_task, n_outputs, slots = tasks, 0, tasks.n_outputs, stream.batch_size
+    if before:
+        data, first_task, n_outputs = before.with_classes_of(tasks), before.n_tasks, before.n_outputs
+        slots = max(slots, before.minibatch_slots)
+    args = settings.learner_args(chosen, data, minibatch_slots=slots)
+    learner = chosen.learner(tasks.n_inputs, n_outputs, first_task + len(tasks.tasks), args)
+    if before:
+        before.hand_over(learner)
+    if isinstance(learner, torch.nn.Module) and chosen.cuda:
+        learner.to("cuda")
+    own = {first_task + t: task for t, task in enumerate(tasks.tasks)}
+    evaluator = Evaluator(dict(earlier) | own, chosen.threads)
+    return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task)
