@@ -1,7 +1,7 @@
 """Checkpoints: a run that was stopped, or killed, goes on exactly where it was.
 
 `<save_path>/<name>.checkpoint` holds the flags, what the data are, and the state of the Experience; a finished run
-leaves none.
+leaves none. A run claims its latest checkpoint (disk.locks) for as long as it lives, so that no other goes on from it.
 """
 
 import glob
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from disk import safe
 from disk.atomic import remove_leftovers, writing
+from disk.locks import claim, claim_open
 from errors import UserError
 from model.foreign import NoState
 from run import provenance, saving
@@ -110,6 +111,7 @@ class Journal:
         self.made_by = [provenance.made_by(settings)]
         self.spent = {"data": data_seconds, "training": 0.0, "evaluation": 0.0, "total": 0.0}
         self.checkpoints = []
+        self._claim = None  # of the latest
         self._begin = time.perf_counter()
 
     def seconds(self, experience):
@@ -137,7 +139,10 @@ class Journal:
         written = safe.dump(content)
         path = self._path(ENDING, folder)
         with writing(path) as file:
+            mine = claim_open(file)
             file.write(written)
+        self.release()
+        self._claim = mine
         self.checkpoints = [other for other in self.checkpoints if other != path] + [path]
 
     def _path(self, ending, folder=None):
@@ -151,13 +156,31 @@ class Journal:
             with suppress(OSError):
                 path.unlink()
 
+    def release(self):
+        """Lets other processes go on from this run's checkpoints."""
+        if self._claim:
+            self._claim.close()
+        self._claim = None
+
+    def _take(self, path):
+        """Claims a checkpoint that was read. Raises UserError where another process has it, or has finished the run."""
+        try:
+            self._claim = claim(path)
+        except FileNotFoundError as error:
+            raise UserError(f"--resume {path}: it is gone: another process has finished this run") from error
+        except OSError as error:
+            raise UserError(f"--resume {path} cannot be locked ({error.strerror}); copy it to another disk") from error
+        if self._claim is None:
+            raise UserError(f"--resume {path}: another process is at this run; wait for its end, or stop it first")
+
     def go_on_from(self, checkpoint, experience):
         """Takes over a checkpoint (path, content). Returns what else has changed since: code, versions, cpu.
 
-        Raises UserError where it is another run's, or where its state does not fit.
+        Raises UserError where it is another run's, another process is at it, or its state does not fit.
         """
         path, content = checkpoint
         refuse_differences(path, content, self.settings, self.data)
+        self._take(path)
         try:
             experience.load_state(content["experience"])
         except safe.DAMAGED as error:
@@ -190,6 +213,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_):
+        self.journal.release()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
