@@ -4,8 +4,8 @@ Abbes et al. 2025, "Revisiting Replay and Gradient Alignment for Continual Pre-T
 replay, and Reptile over every k steps; Algorithm 6 of Riemer et al. with a minibatch in each step.
 """
 
-from model.flags import Flag, integer
-from model.learner import GAMMA, Learner, ReplayLearner
+from model.flags import GAMMA, Flag, integer
+from model.learner import Learner, ReplayLearner
 from model.memory import Reservoir
 
 
