@@ -27,7 +27,7 @@ def demo(seed):
         code = program.main([*flags.split(), *COMMON.split(), "--seed", str(seed), "--save_path", str(folder)])
         if code:
             return code
-    runs, _ = read.read_folder(folder)
+    runs, _ = read.read_results(folder)
     found, _ = tables.experiments(runs)
     print(f"\n{'learner':10} {'memories':>8} {'RA':>7} {'LA':>7} {'BTI':>7} {'seconds':>8}")
     for it in found:

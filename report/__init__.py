@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from errors import UserError
-from report.read import read_folder
+from report.read import read_results
 
 
 def make_report(results, out=None, data=None, name=None, expected=None):
@@ -21,7 +21,7 @@ def make_report(results, out=None, data=None, name=None, expected=None):
         raise UserError(f"{results} is no folder; give the folder that main.py saved to, such as results/")
     if not os.access(results, os.R_OK | os.X_OK):
         raise UserError(f"{results} cannot be read; check its permissions")
-    runs, skipped = read_folder(results)
+    runs, skipped = read_results(results)
     if not runs:
         why = "".join(f"\n  skipped {it.path}: {it.reason}" for it in skipped[:5])
         more = f"\n  … and {len(skipped) - 5} more" if len(skipped) > 5 else ""

@@ -1,17 +1,19 @@
 """The figures that people of this field look at, each drawn once per format.
 
-Drawn in the light palette for paper (PNG, PDF); in the SVG of the page every colour is a CSS variable, so that the page
-can show the same picture light and dark. A learner has the same colour, marker and line style in all of them.
+Drawn in the light palette; the SVG has a style sheet of its own that shows it in the dark one where the reader prefers
+that. A learner has the same colour, marker and line style in all figures. Each function draws whatever it is given, and
+says why where that is nothing.
 """
 
 import io
 import os
 import re
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from multiprocessing import get_context
 
 import matplotlib
@@ -23,7 +25,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from report import tables
-from report.read import THIS
 
 # Chosen by search: at least 3:1 against the background, and no two closer than 0.06 (OKLab) to normal, protan, deutan
 # or tritan eyes. In the order of tables.ORDER; learners of other names take them from the start again.
@@ -47,15 +48,24 @@ MOST_CURVES = 20
 # from the first task to the last
 TASKS_LIGHT = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.02, 0.75, MOST_CURVES))))
 TASKS_DARK = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.38, 0.98, MOST_CURVES))))
-THEMED = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
-THEMED |= {colour: f"--c{i}" for i, colour in enumerate(LIGHT)}
-THEMED |= {colour: f"--t{i}" for i, colour in enumerate(TASKS_LIGHT)}
+IN_THE_DARK = dict(zip((INK, MUTED, RULE, PAPER), ("#e7e9ec", "#a3abb6", "#363d47", "#15181d"), strict=True))
+IN_THE_DARK |= dict(zip((*LIGHT, *TASKS_LIGHT), (*DARK, *TASKS_DARK), strict=True))
+STYLE_SHEET = "@media screen and (prefers-color-scheme: dark) {{ {} }}".format(
+    " ".join(
+        f'[style*="{kind}: {light}"] {{ {kind}: {dark} !important }}'
+        for light, dark in IN_THE_DARK.items()
+        for kind in ("fill", "stroke")
+    )
+)
 
 BAR_TITLES = {
     "RA": "Retained accuracy, RA",
     "LA": "Learning accuracy, LA",
     "BTI": "Backward transfer and interference, BTI",
 }
+UNKNOWN_DATA = (
+    f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; their data are told by the file's name alone."
+)
 PANELS_WIDE, WIDTH = 3, 11.0  # panels in a row; inches
 STYLE = {
     "font.family": "sans-serif",
@@ -85,6 +95,7 @@ STYLE = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "svg.hashsalt": "mer",
     "pdf.fonttype": 42,
     "path.simplify": True,
     "savefig.transparent": False,
@@ -93,15 +104,19 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: its file name without ending, heading, caption, and itself as svg (text), png and pdf (bytes)."""
+    """One figure: its file name without ending, heading, caption, and itself; None where there is nothing to show.
+
+    width   of the svg, in points
+    """
 
     name: str
     data: str | None
     title: str
     caption: str
-    svg: str
-    png: bytes
-    pdf: bytes
+    width: float = 0
+    svg: bytes | None = None
+    png: bytes | None = None
+    pdf: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -117,18 +132,20 @@ class Look:
 
 
 def looks(found):
-    """{label: Look}, the same for a learner wherever it is drawn; runs of other programs have hollow markers."""
+    """{label: Look}: a model's colour wherever it is drawn; what is not just this program's learner is hollow."""
     others = sorted({it.model for it in found} - set(tables.ORDER))
     names = [*tables.ORDER, *others]
-    result = {}
-    for it in found:
-        place = names.index(it.model)
-        turn = place // len(LIGHT)  # learners beyond the palette: same colours, other markers
-        result[it.label] = Look(
+    result, variants = {}, Counter()
+    for label, model in sorted({(it.label, it.model) for it in found}):
+        place = names.index(model)
+        if label != model:
+            variants[model] += 1
+        turn = place // len(LIGHT) + max(0, variants[model] - 1)  # the same colours, other markers
+        result[label] = Look(
             LIGHT[place % len(LIGHT)],
             MARKERS[(place + 3 * turn) % len(MARKERS)],
             DASHES[(place + 5 * turn) % len(DASHES)],
-            it.runs[0].program != THIS,
+            label != model,
         )
     return result
 
@@ -174,23 +191,6 @@ def representatives(found):
     return list(best.values())
 
 
-def _is_fixed(it):
-    """Whether its memory is nothing to choose: it has none, or keeps examples for its penalty alone."""
-    return it.memory is None or it.model == "ewc"
-
-
-def _panels(experiments):
-    """[(heading, [Experiment])]: one per memory size of the replay learners, the others (for comparison) in each."""
-    shelf = tables.shelves(experiments)
-    sizes = sorted({shelf[it.data, it.memory] for it in experiments if not _is_fixed(it)})
-    if not sizes:
-        return [("", experiments)]
-    return [
-        (f"{size} memories", [it for it in experiments if _is_fixed(it) or shelf[it.data, it.memory] == size])
-        for size in sizes
-    ]
-
-
 def _grid(n, height, labels, sharey=True, gap=0.28, between=0.62):
     """(figure, n axes, columns): panels of `height` inches, at most PANELS_WIDE in a row, below room for a legend."""
     columns = min(n, PANELS_WIDE)
@@ -219,8 +219,8 @@ def _grid(n, height, labels, sharey=True, gap=0.28, between=0.62):
 
 def _legend_shape(n, width):
     """(rows, columns) of a legend with n entries."""
-    rows = -(-n // int(width / 1.2))
-    return rows, -(-n // rows)
+    rows = max(1, -(-n // int(width / 1.2)))
+    return rows, max(1, -(-n // rows))
 
 
 def _legend(figure, labels, look):
@@ -270,17 +270,33 @@ def mean_curve(runs, value):
 def bars(data, experiments, look):
     """RA, LA and BTI of every experiment beside each other, with a dot per seed."""
     shelf = tables.shelves(experiments)
-    size_of = {id(it): -1 if it.settings is None else shelf.get((data, it.memory), 0) for it in experiments}
-    sizes = sorted(set(size_of.values()))
+    groups = defaultdict(list)
+    for it in experiments:
+        groups[-1 if it.settings is None else shelf.get(it.memory, 0)].append(it)
+    finish = partial(
+        _finish,
+        f"bars_{data}",
+        data,
+        "RA, LA and BTI",
+        "Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.",
+    )
+    if not experiments:
+        return finish(None)
     places, headings, at = [], [], 0.0
-    for size in sizes:
-        headings.append((at, {-1: "memory unknown", 0: "no memory"}.get(size, f"{size} memories")))
-        members = [it for it in experiments if size_of[id(it)] == size]
+    for size, members in sorted(groups.items()):
+        headings.append((at, {-1: "memory unknown", 0: "no memory to size"}.get(size, f"{size} memories")))
         places += [(at + 1 + turn, it) for turn, it in enumerate(members)]
         at += len(members) + 1.35
+    longest = max(len(it.label) for it in experiments)
     tall = max(0.205 * at, 1.2) + 0.75
     figure = Figure(figsize=(WIDTH, tall))
-    margins = {"left": 0.115, "right": 0.985, "top": 1 - 0.32 / tall, "bottom": 0.43 / tall, "wspace": 0.06}
+    margins = {
+        "left": max(0.115, 0.035 + 0.0056 * longest),
+        "right": 0.985,
+        "top": 1 - 0.32 / tall,
+        "bottom": 0.43 / tall,
+        "wspace": 0.06,
+    }
     axes = figure.subplots(1, 3, sharey=True, gridspec_kw=margins)
     y = np.array([place for place, _ in places])
     colours = [look[it.label].colour for _, it in places]
@@ -310,18 +326,12 @@ def bars(data, experiments, look):
         axis.spines["left"].set_visible(False)
         axis.axvline(0, color=MUTED, linewidth=0.8)
     axes[0].set_ylim(at - 0.6, -0.7)
-    exact = [f" ({it.memory})" if it.memory and it.memory != size_of[id(it)] else "" for _, it in places]
+    exact = [f" ({it.memory})" if it.memory != shelf.get(it.memory) else "" for _, it in places]
     ticks = headings + [(place, it.label + size) for (place, it), size in zip(places, exact, strict=True)]
     axes[0].set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=8.5)
     for tick in axes[0].get_yticklabels()[: len(headings)]:
         tick.set_fontweight("bold")
-    return _finish(
-        figure,
-        f"bars_{data}",
-        data,
-        "RA, LA and BTI",
-        "Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.",
-    )
+    return finish(figure)
 
 
 def first_task(data, experiments, look):
@@ -348,16 +358,19 @@ def seen_tasks(data, experiments, look):
         data,
         experiments,
         look,
-        lambda run: run.seen(),
+        lambda run: run.seen,
     )
 
 
 def _evolution(name, title, y_label, caption, data, experiments, look, value):
-    panels = _panels(experiments)
+    finish = partial(_finish, f"{name}_{data}", data, title)
+    if not experiments:
+        return finish(caption, None)
+    panels = tables.tables_of(experiments)
     labels = list(dict.fromkeys(it.label for it in experiments))
     figure, axes, columns = _grid(len(panels), 3.0, labels=labels)
-    for place, (axis, (heading, members)) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(heading)
+    for place, (axis, (size, members)) in enumerate(zip(axes, panels, strict=True)):
+        axis.set_title(f"{size} memories" if size else "")
         for it in members:
             position, mean, std = mean_curve(it.runs, value)
             line = look[it.label].line()
@@ -375,7 +388,7 @@ def _evolution(name, title, y_label, caption, data, experiments, look, value):
     bands = " Lines are means over seeds, bands ± one sample standard deviation."
     if len(panels) > 1:
         bands += " Learners without a memory to size stand in every panel."
-    return _finish(figure, f"{name}_{data}", data, title, caption + bands)
+    return finish(caption + bands, figure)
 
 
 MOST_POINTS = 60
@@ -383,12 +396,25 @@ MOST_POINTS = 60
 
 def task_curves(data, experiments):
     """Each task's accuracy from the moment it is learned; a row per memory size, a column per learner."""
+    n_tasks = max((it.runs[0].n_tasks for it in experiments), default=1)
+    step = _curve_step(n_tasks)
+    which = "every task" if step == 1 else f"tasks 1, {1 + step}, {1 + 2 * step} and so on"
+    finish = partial(
+        _finish,
+        f"task_curves_{data}",
+        data,
+        "Each task's own curve",
+        f"Accuracy on {which}, each from the moment its learning begins; thick: the first. Means over seeds. "
+        "Numbers: memories.",
+    )
+    if not experiments:
+        return finish(None)
     shelf = tables.shelves(experiments)
-    rows = {}
+    rows = defaultdict(list)
     for it in experiments:
-        rows.setdefault(None if _is_fixed(it) else shelf[it.data, it.memory], []).append(it)
-    rows = [rows[size] for size in sorted(rows, key=lambda size: size or 0)]
-    sized = list(dict.fromkeys(it.label for it in experiments if not _is_fixed(it)))
+        rows[shelf.get(it.memory, 0)].append(it)
+    rows = [rows[size] for size in sorted(rows)]
+    sized = list(dict.fromkeys(it.label for it in experiments if it.memory))
     columns = max(len(sized), *map(len, rows))
     width, height, head, foot, left = max(WIDTH, 1.5 * columns), 1.3, 0.3, 0.45, 0.55
     tall = head + foot + len(rows) * height + (len(rows) - 1) * 0.4
@@ -402,11 +428,10 @@ def task_curves(data, experiments):
         "hspace": 0.4 / height,
     }
     axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)
-    n_tasks = max(it.runs[0].n_tasks for it in experiments)
     unused = set(axes.flat)
     for line, members in zip(axes, rows, strict=True):
         for turn, it in enumerate(members):
-            axis = line[turn if _is_fixed(it) else sized.index(it.label)]
+            axis = line[sized.index(it.label) if it.memory else turn]
             unused.discard(axis)
             _one_panel_of_curves(axis, it)
     axes[0, 0].set_xlim(0, n_tasks)
@@ -421,16 +446,7 @@ def task_curves(data, experiments):
             drawn[-1].xaxis.set_tick_params(labelbottom=True)
     for axis in unused:
         axis.remove()
-    step = _curve_step(n_tasks)
-    which = "every task" if step == 1 else f"tasks 1, {1 + step}, {1 + 2 * step} and so on"
-    return _finish(
-        figure,
-        f"task_curves_{data}",
-        data,
-        "Each task's own curve",
-        f"Accuracy on {which}, each from the moment its learning begins; thick: the first. Means over seeds. "
-        "Numbers: memories.",
-    )
+    return finish(figure)
 
 
 def _curve_step(n_tasks):
@@ -454,16 +470,26 @@ def _one_panel_of_curves(axis, it):
 def memory(experiments, look):
     """RA against the number of examples remembered; learners without a memory to size as levels."""
     experiments = [it for it in experiments if it.settings is not None]
-    panels = tables.data_sets(experiments) or [""]
+    finish = partial(
+        _finish,
+        "memory",
+        None,
+        "Retained accuracy against memory",
+        "Means over seeds, whiskers ± one sample standard deviation. Level lines: learners whose memory is not a size "
+        "to choose.",
+    )
+    if not any(it.memory for it in experiments):
+        return finish(None, "No learner here has a memory whose size is known.")
+    panels = tables.data_sets(experiments)
     labels = list(dict.fromkeys(it.label for it in experiments))
     figure, axes, columns = _grid(len(panels), 3.0, labels=labels, sharey=False)
-    all_sizes = {it.memory for it in experiments if not _is_fixed(it)}
+    sizes = sorted({it.memory for it in experiments if it.memory})
     for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
         here = [it for it in experiments if it.data == data]
         axis.set_title(data)
         for label in labels:
             members = sorted((it for it in here if it.label == label), key=lambda it: it.memory or 0)
-            sized = [it for it in members if not _is_fixed(it)]
+            sized = [it for it in members if it.memory]
             line = look[label].line()
             if sized:
                 errors = [it.std("RA") or 0 for it in sized]
@@ -480,32 +506,30 @@ def memory(experiments, look):
                     axis.axhline(it.mean("RA"), color=line["color"], linestyle=line["linestyle"], linewidth=1.2)
                     axis.plot([0.985], [it.mean("RA")], transform=axis.get_yaxis_transform(), **line)
         axis.set_xscale("log", base=2)
-        sizes = sorted(all_sizes)
-        if sizes:
-            ticks = sorted({shelf for (_, size), shelf in tables.shelves(experiments).items() if size in all_sizes})
-            axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.9)
-            axis.xaxis.set_major_locator(FixedLocator(ticks))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-            axis.xaxis.set_minor_locator(NullLocator())
-        else:
-            axis.xaxis.set_major_locator(NullLocator())
+        axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.9)
+        axis.xaxis.set_major_locator(FixedLocator(sorted(set(tables.shelves(experiments).values()))))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("memories")
         _percent_axis(axis, "retained accuracy, RA (%)" if place % columns == 0 else None)
     _legend(figure, labels, look)
-    return _finish(
-        figure,
-        "memory",
-        None,
-        "Retained accuracy against memory",
-        "Means over seeds, whiskers ± one sample standard deviation. Level lines: learners whose memory is not a size "
-        "to choose.",
-    )
+    return finish(figure)
 
 
 def seconds(experiments, look):
     """RA against what it cost; a learner's memory sizes joined, larger markers for larger memories."""
     timed = [it for it in experiments if it.mean("seconds")]
-    panels = tables.data_sets(timed) or [""]
+    finish = partial(
+        _finish,
+        "seconds",
+        None,
+        "Retained accuracy against time",
+        "Wall time of learning and evaluation, means over seeds, whiskers ± one sample standard deviation; a learner's "
+        "memory sizes are joined, larger markers for larger memories. Times compare on one host only.",
+    )
+    if not timed:
+        return finish(None, "No run's time is known.")
+    panels = tables.data_sets(timed)
     labels = list(dict.fromkeys(it.label for it in timed))
     figure, axes, columns = _grid(len(panels), 3.0, labels=labels, sharey=False)
     for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
@@ -528,21 +552,16 @@ def seconds(experiments, look):
         axis.set_xlabel("seconds per run")
         _percent_axis(axis, "retained accuracy, RA (%)" if place % columns == 0 else None)
     _legend(figure, labels, look)
-    return _finish(
-        figure,
-        "seconds",
-        None,
-        "Retained accuracy against time",
-        "Wall time of learning and evaluation, means over seeds, whiskers ± one sample standard deviation; a learner's "
-        "memory sizes are joined, larger markers for larger memories. Times compare on one host only.",
-    )
+    return finish(figure)
 
 
 MOST_NUMBERED = 25
 
 
 def heat_map(run):
-    """The accuracy matrix R of one run, with the untrained net as its first row."""
+    """The accuracy matrix R of one run, with what it could before the first task as its first row."""
+    if run is None:
+        return _finish("accuracy_matrix", None, "Accuracy matrix of one run", "", None)
     matrix = np.vstack((run.baseline, run.matrix))
     n_tasks = run.n_tasks
     figure = Figure(figsize=(8.2, 7.6))
@@ -577,46 +596,27 @@ def heat_map(run):
     scale.set_label("%")
     scale.outline.set_visible(False)
     return _finish(
-        figure,
         "accuracy_matrix",
         None,
         "Accuracy matrix of one run",
         f"Run {run.name}. Below the white steps: tasks already learned. Rows and columns in order of presentation; "
-        "the first row is the untrained net.",
+        "the first row is before any of them was learned.",
+        figure,
     )
 
 
-def _finish(figure, name, data, title, caption):
+def _finish(name, data, title, caption, figure, why_not="There are no runs."):
+    """The Drawing of a figure, or of None, for which why_not stands."""
     name = re.sub(r"[^\w.-]+", "_", name)
+    if figure is None:
+        return Drawing(name, data, title, why_not)
     made = {}
-    for ending, options in {"svg": {}, "png": {"dpi": 150}, "pdf": {}}.items():
+    for ending, options in {"svg": {"transparent": True}, "png": {"dpi": 150}, "pdf": {}}.items():
         buffer = io.BytesIO()
-        matplotlib.rcParams["svg.hashsalt"] = name  # the page holds all of them: no two may share an id
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
-        figure.savefig(buffer, format=ending, metadata=metadata, transparent=ending == "svg", **options)
+        figure.savefig(buffer, format=ending, metadata=metadata, **options)
         made[ending] = buffer.getvalue()
-    svg = themed(made["svg"].decode(), name, f"{title}. {caption}")
-    return Drawing(name, data, title, caption, svg, made["png"], made["pdf"])
-
-
-def themed(svg, name, description):
-    """matplotlib's SVG for inlining in a page: its colours as CSS variables, no ids but those in use, short numbers."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
-    used = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda it: it[0] if it[1] in used else "", svg)
-    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda it: re.sub(r"-?\d+\.\d{2,}", _short, it[0]).replace("\n", ""), svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r"#[0-9a-f]{6}", lambda it: f"var({THEMED[it[0]]})" if it[0] in THEMED else it[0], svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own; matplotlib writes one or the other
-    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
-    svg = svg.replace(size[0], f'style="--wide: {float(size[1]):.0f}" role="img" aria-labelledby="{name}-title"', 1)
-    head, body = svg.split(">", 1)
-    return f'{head}><title id="{name}-title">{escape(description)}</title>{body}'
-
-
-def _short(number):
-    return f"{float(number[0]):.1f}".removesuffix(".0")
+    made["svg"] = made["svg"].replace(b"</style>", STYLE_SHEET.encode() + b"</style>", 1)
+    if tables.UNKNOWN_DATA.encode() in made["svg"]:
+        caption += f" {UNKNOWN_DATA}"
+    return Drawing(name, data, title, caption, 72 * figure.get_figwidth(), **made)
