@@ -284,7 +284,7 @@ def bars(data, experiments, look):
         return finish(None)
     places, headings, at = [], [], 0.0
     for size, members in sorted(groups.items()):
-        headings.append((at, {-1: "memory unknown", 0: "no memory to size"}.get(size, f"{size} memories")))
+        headings.append((at, {-1: "memory unknown", 0: "no memory size"}.get(size, f"{size} memories")))
         places += [(at + 1 + turn, it) for turn, it in enumerate(members)]
         at += len(members) + 1.35
     longest = max(len(it.label) for it in experiments)

@@ -17,7 +17,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +26,7 @@ from functools import cache
 import numpy as np
 
 import metrics
+from errors import UserError
 from model.flags import CHANCE, DATA, FREE, PAPER, PLACE, memory_size
 from run import FORMAT
 from run.flags import MODEL, RUN_FLAGS
@@ -33,7 +34,7 @@ from run.flags import MODEL, RUN_FLAGS
 PACK, PACK_FORMAT = ".jsonl.gz", "mer-runs/1"  # a file of many runs: in its first line the format, then one in each
 MOST_BYTES = 64 * 2**20  # of a .json, a .txt, a pack's line, the pickle in a .pt, a .pt that cannot be mapped
 MOST_RUNS = 100_000  # in a pack
-MOST_ROWS = 240  # evaluations of a run that are kept for the figures
+MOST_ROWS = 120  # evaluations of a run that are kept for the figures
 ROUNDED = 2e-4  # how far a file's own numbers may be from ours: a .txt has four digits
 
 # folders that hold no runs to report: those of this program, and what tuning tried
@@ -115,11 +116,23 @@ class Run:
         return len(self.baseline)
 
 
+def check_places(places):
+    """Raises UserError where one is no file or folder that can be read."""
+    for place in places:
+        if not os.path.exists(place):
+            raise UserError(f"{place} is no folder or pack; give the folder that main.py saved to, such as results/")
+        if not os.access(place, os.R_OK | (os.X_OK if os.path.isdir(place) else 0)):
+            raise UserError(f"{place} cannot be read; check its permissions")
+
+
 def read_results(*places):
     """([Run], [Skipped]) of all in these folders, with their subfolders, and packs; each run once, in order of path."""
     found = [it for it, _ in records(*places)]
-    runs, doubled = each_once([it for it in found if isinstance(it, Run)])
-    return runs, sorted([it for it in found if isinstance(it, Skipped)] + doubled, key=lambda it: it.path)
+    runs, again = each_once([it for it in found if isinstance(it, Run)])
+    skipped = [it for it in found if isinstance(it, Skipped)]
+    where = Counter(run.path.partition(": ")[0] if PACK in run.path else os.path.dirname(run.path) for run in again)
+    skipped += [Skipped(path, f"{n} of its runs are elsewhere too, and count once") for path, n in where.items()]
+    return runs, sorted(skipped, key=lambda it: it.path)
 
 
 def records(*places):
@@ -135,15 +148,15 @@ def records(*places):
 
 
 def each_once(runs):
-    """([Run], [Skipped]): one of those that have the same name and evaluations, or a name that only a .txt shares."""
-    found, doubled = defaultdict(list), []
+    """([Run], [Run]): each run once, in order of path, and those that are one of them again.
+
+    Runs of one name are the same where their evaluations are, or where only a .txt is left of one.
+    """
+    once, again = defaultdict(list), []
     for run in sorted(runs, key=lambda run: (run.program == TEXT, run.identity is None, run.path)):
-        same = [it for it in found[run.name] if it.digest == run.digest or run.program == TEXT]
-        if same:
-            doubled.append(Skipped(run.path, f"the same run as {same[0].path}"))
-        else:
-            found[run.name].append(run)
-    return sorted((run for alike in found.values() for run in alike), key=lambda run: run.path), doubled
+        same = any(run.digest == it.digest or run.program == TEXT for it in once[run.name])
+        (again if same else once[run.name]).append(run)
+    return sorted((run for alike in once.values() for run in alike), key=lambda run: run.path), again
 
 
 def _files_in(place):
@@ -172,14 +185,19 @@ def _best_of_each_run(files):
     return sorted(best.values())
 
 
-def _records_in(path, shown):
+def told_by(path):
+    """[what a file says of each of its runs, in the words of our .json], unchecked. Raises Unreadable or OSError."""
     ending = next((ending for ending in READERS if str(path).endswith(ending)), None)
+    if ending is None:
+        raise Unreadable(f"none of {', '.join(READERS)}")
+    return READERS[ending](path)
+
+
+def _records_in(path, shown):
     try:
-        if ending is None:
-            raise Unreadable(f"none of {', '.join(READERS)}")
-        found = READERS[ending](path)
+        found = told_by(path)
     except Unreadable as error:
-        beside = ending == ".pt" and os.path.exists(str(path).removesuffix(ending) + ".txt")
+        beside = str(path).endswith(".pt") and os.path.exists(f"{str(path).removesuffix('.pt')}.txt")
         yield Skipped(shown, f"{error}{'; remove it to have its .txt read' if beside else ''}"), None
         return
     except Exception as error:  # no file, however odd, may cost the report of the others
@@ -188,10 +206,10 @@ def _records_in(path, shown):
     for saved in found:
         name = saved.get("name")
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            name = os.path.basename(path).removesuffix(ending)
+            name = os.path.basename(path).rpartition(".")[0]
         if _timestamp(saved.get("finished")) is None:
             saved["finished"] = _date(name, path)
-        place = f"{shown}: {name}" if ending == PACK else shown
+        place = f"{shown}: {name}" if shown.endswith(PACK) else shown
         try:
             yield run_of(saved, name, place), saved | {"name": name}
         except Unreadable as error:

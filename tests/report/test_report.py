@@ -66,7 +66,7 @@ def made(folder, tmp_path_factory):
     """(folder, Report) of the whole report."""
     out = tmp_path_factory.mktemp("out")
     expected = [{"model": "meralg6", "data_file": "mnist_rotations.pt", "lr": 0.03, "memories": 200}]
-    return out, report.make_report(folder, out, expected=expected)[0]
+    return out, report.make_report(folder, out=out, expected=expected)[0]
 
 
 # -- numbers
@@ -77,7 +77,7 @@ def test_csv_and_markdown_hold_the_means_of_plain_loops(tmp_path, monkeypatch):
     saved = [small(model, seed=seed, memory=500) for model in ("online", "gem", "meralg1") for seed in (0, 3, 4)]
     for it in saved:
         factory.write_json(tmp_path, it)
-    report.make_report(tmp_path, tmp_path / "out")
+    report.make_report(tmp_path, out=tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert [row["learner"] for row in rows] == ["online", "gem", "meralg1"]
@@ -698,7 +698,7 @@ def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("x")
     out = ("--out", tmp_path / "out")
     for arguments, words in {
-        (tmp_path / "nowhere", *out): "nowhere is no folder; give the folder that main.py saved to",
+        (tmp_path / "nowhere", *out): "nowhere is no folder or pack; give the folder that main.py saved to",
         (tmp_path / "empty", *out): "holds no finished runs; make some with python main.py --save_path",
         (tmp_path / "junk", *out): "skipped half.json: foreign or half-written",
         (folder, "--out", tmp_path / "file" / "x"): "cannot be written",
