@@ -36,7 +36,7 @@ def demo(seed):
     print(
         "RA: accuracy kept on all tasks at the end. LA: accuracy right after learning. BTI: what later tasks did to it."
     )
-    drawing = figures.draw((figures.task_curves, found[0].data, found))
+    drawing = figures.draw((figures.task_curves, None, found, figures.looks(found)))
     picture = folder / "forgetting.png"
     with writing(picture) as file:
         file.write(drawing.png)

@@ -618,7 +618,7 @@ def test_unknown_data_are_marked_wherever_they_are_compared(tmp_path):
     shown = page.open_report(tmp_path, skipped, runs)
     assert figures.UNKNOWN_DATA in page.notices(shown)
     assert [row["identity"] for row in csv.DictReader(tables.as_csv(found).splitlines())][1] == "unknown"
-    drawn = figures.draw((figures.bars, "mnist_rotations", found, figures.looks(found)))
+    drawn = figures.draw((figures.bars, None, found, figures.looks(found)))
     assert "gem (original) †".encode() in drawn.svg and figures.UNKNOWN_DATA in drawn.caption
 
     other = small("gem", seed=7, memory=200)
@@ -825,9 +825,8 @@ def test_every_figure_and_table_has_something_to_say(tmp_path, case):
 def test_figures_and_tables_of_nothing():
     drawings = figures.draw_all([], None)
     assert {it.name for it in drawings} == {"memory", "seconds", "accuracy_matrix"}
-    for function in (figures.bars, figures.first_task, figures.seen_tasks):
+    for function in (figures.bars, figures.first_task, figures.seen_tasks, figures.task_curves):
         drawings.append(figures.draw((function, "mnist", [], {})))
-    drawings.append(figures.draw((figures.task_curves, "mnist", [])))
     assert all(it.svg is None and it.caption.endswith(".") for it in drawings)
     nothing = page.Report("x", [], [], [], None, None)
     for text in (page.as_html(nothing, drawings), page.as_markdown(nothing, drawings)):
@@ -927,7 +926,7 @@ def test_every_colour_of_a_figure_has_one_for_the_dark(made):
 
 
 def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "draw_all", lambda found, run: [figures.heat_map(run)])
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [figures.draw((figures.accuracy_matrix, None, run))])
     factory.write_json(tmp_path, small(seed=0))
     _, first = report.make_report(tmp_path)
     factory.write_json(tmp_path, small(seed=1))
