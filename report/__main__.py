@@ -1,7 +1,6 @@
 """Tables, figures and a page of whatever runs are in a folder of results. See `python -m report --help`."""
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,28 +10,17 @@ from report import make_report, pack
 
 
 def read_commands(path):
-    """[{flag: text}] of the lines `python main.py …` in a file (-: standard input).
+    """[{flag: value}] of the lines `python main.py …` in a file (-: standard input), as they are given there."""
+    from sweep import commands  # slow: with torch
 
-    Raises UserError where there is none.
-    """
     try:
         lines = (sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")).splitlines()
-        commands = [words for words in (shlex.split(line, comments=True) for line in lines) if "main.py" in words]
     except (OSError, ValueError) as error:
         raise UserError(f"--commands {path} cannot be read: {error}") from error
-    if not commands:
+    found = commands.read(lines, path)
+    if not found:
         raise UserError(f"--commands {path} has no line `python main.py …`; give the list of experiments")
-    expected = []
-    for line in commands:
-        words = " ".join(line[line.index("main.py") + 1 :]).replace("=", " ").split()
-        flags, texts = words[::2], words[1::2]
-        if len(flags) != len(texts) or not all(it.startswith("--") for it in flags) or any("$" in it for it in texts):
-            raise UserError(
-                f"--commands {path}: {' '.join(line)!r} is not main.py with --flag VALUE …; give the commands written "
-                "out, as mer_examples.sh --experiments prints them"
-            )
-        expected.append({flag.removeprefix("--"): text for flag, text in zip(flags, texts, strict=True)})
-    return expected
+    return [{flag: getattr(it.args, flag) for flag in ("model", "data_file", *it.flags)} for it in found]
 
 
 def main(arguments=None):

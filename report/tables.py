@@ -296,8 +296,8 @@ def holm(values):
 def missing(expected, found):
     """[Gap]: experiments of the list `expected` without runs, and those with fewer seeds than others.
 
-    expected  dictionaries (or Namespaces) of flags, as values or text; one matches an experiment that agrees in each
-              of them, but for the seed and what else changes no number
+    expected  dictionaries of flags; one matches an experiment that agrees in each of them, but for those on which no
+              distribution depends
     found     [Experiment]
     An experiment lacks the seeds that any other of the same program has. Where no flags are known nothing is missed.
     """
@@ -305,12 +305,12 @@ def missing(expected, found):
     wanted = defaultdict(set)
     for it in found:
         wanted[it.runs[0].program] |= set(it.seeds)
-    expected = [flags if isinstance(flags, dict) else vars(flags) for flags in expected]
-    usual = set.intersection(*(set(_told(flags).items()) for flags in expected)) if len(expected) > 1 else set()
+    told = [{flag: plain(value) for flag, value in flags.items() if flag not in NO_MATTER} for flags in expected]
+    usual = set.intersection(*(set(it.items()) for it in told)) if len(told) > 1 else set()
     gaps = []
-    for flags in expected:
-        if not any(_agrees(flags, it) for it in found):
-            own = [f"{flag} {text}" for flag, text in _told(flags).items() if (flag, text) not in usual]
+    for flags, science in zip(expected, told, strict=True):
+        if not any(_agrees(flags, science, it) for it in found):
+            own = [f"{flag} {text}" for flag, text in science.items() if (flag, text) not in usual]
             what = " ".join([flags.get("model", ""), *own])
             gaps.append(Gap(short(flags.get("data_file", "")), what, [], sorted(set().union(*wanted.values()))))
     for it in found:
@@ -321,27 +321,11 @@ def missing(expected, found):
     return gaps
 
 
-def _told(flags):
-    """{flag: text} of what tells experiments apart."""
-    return {flag: _like(value) for flag, value in flags.items() if flag not in NO_MATTER}
-
-
-def _agrees(flags, it):
-    files = {run.data_file for run in it.runs}
-    if flags.get("model", it.model) != it.model or flags.get("data_file") not in {None, *files}:
-        return False
+def _agrees(flags, science, it):
+    model, file = flags.get("model", it.model), flags.get("data_file", it.runs[0].data_file)
     # a flag that the run does not have is none that its learner reads
-    return all(it.settings.get(flag, text) == text for flag, text in _told(flags).items())
-
-
-def _like(value):
-    """plain() of a value that may still be a command line's text: "1e-3" is 0.001."""
-    if isinstance(value, str):
-        try:
-            return plain(float(value))
-        except ValueError:
-            pass
-    return plain(value)
+    agrees = all(it.settings.get(flag, text) == text for flag, text in science.items())
+    return agrees and model == it.model and file in {run.data_file for run in it.runs}
 
 
 # -- as text

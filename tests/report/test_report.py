@@ -563,7 +563,7 @@ def test_missing_names_experiments_without_runs_and_with_fewer_seeds(tmp_path):
     factory.write_json(tmp_path, small("online", seed=1))
     found, _, _ = found_in(tmp_path)
     common = {"data_file": "mnist_rotations.pt", "n_layers": 2, "save_path": "/nowhere", "seed": 7}
-    there = {"model": "meralg1", "lr": "3e-2", "memories": 200.0, "cuda": "no", "shuffle_tasks": "no", **common}
+    there = {"model": "meralg1", "lr": 3e-2, "memories": 200.0, "cuda": False, "shuffle_tasks": False, **common}
     other_data = dict(there, data_file="mnist_permutations.pt")
     gaps = tables.missing([there, dict(there, memories=500), other_data, {"model": "gem", **common}], found)
     assert [(gap.data, gap.what.split()[0], gap.found, gap.lacking) for gap in gaps] == [
@@ -664,12 +664,12 @@ def test_runs_that_went_on_are_grouped_by_learner_and_history(tmp_path, monkeypa
 def test_commands_say_what_should_have_been_run(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
     lines = tmp_path / "list.sh"
-    for unclear in ("python main.py $common --lr .1", "python main.py --lr $lr", "python main.py --lr"):
-        lines.write_text(unclear)
+    for unclear in ("cd somewhere", "python main.py --lr $lr", "python main.py --lr"):
+        lines.write_text(f"python main.py --model online\n{unclear}")
         code, said = command(folder, "--out", tmp_path / "out", "--commands", lines, capsys=capsys)
-        assert code == 2 and "give the commands written out" in said.err
+        assert code == 2 and f"error: {lines}, line 2: " in said.err
     lines.write_text(
-        "# the list\ncd somewhere\n"
+        "# the list\n\n"
         "python main.py --model meralg1 --data_file mnist_rotations.pt --memories 500 --lr 3e-2 --cuda no # there\n"
         "python main.py --model=meralg7 --data_file=mnist_rotations.pt --memories=500 --lr=.03 --cuda=no\n"
     )
@@ -696,6 +696,7 @@ def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "half.json").write_text("{")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "junk" / "none").write_text("# nothing\n")
     out = ("--out", tmp_path / "out")
     for arguments, words in {
         (tmp_path / "nowhere", *out): "nowhere is no folder or pack; give the folder that main.py saved to",
@@ -705,7 +706,8 @@ def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
         (folder, *out, "--data", "cifar100.pt"): "choose from mnist_permutations.pt, mnist_rotations.pt",
         (folder, *out, "--run", "nobody"): "no counted run has it",
         (folder, *out, "--commands", tmp_path / "nowhere"): "cannot be read",
-        (folder, *out, "--commands", tmp_path / "file"): "has no line `python main.py …`; give the list",
+        (folder, *out, "--commands", tmp_path / "file"): "'x' is no command of main.py; write: python main.py",
+        (folder, *out, "--commands", tmp_path / "junk" / "none"): "has no line `python main.py …`; give the list",
         (folder, *out, "--run", "meralg1"): "runs have it",
     }.items():
         code, said = command(*arguments, capsys=capsys)
