@@ -100,38 +100,20 @@ class Report:
         lines = defaultdict(int)
         for it in self.rows(data):
             for run in it.runs:
-                origin = run.about.get("origin") or "origin not recorded"
+                origin = run.about["origin"] or "origin not recorded"
                 identity = f"sha256 {run.identity[:16]}…" if run.identity else "identity not recorded"
                 lines[f"{run.data_file}: {run.n_tasks} tasks; {origin}; {identity}"] += 1
         return sorted(lines.items())
 
     def provenance(self):
         """[(what, [(value, number of runs)])]: where the counted runs come from."""
-
-        def commit(run):
-            name = run.about.get("commit")
-            return name and name[:12] + (" with local changes" if run.about.get("dirty") else "")
-
-        def versions(run):
-            found = sorted(run.about.get("versions", {}).items())
-            return ", ".join(f"{name} {version}" for name, version in found) or None
-
-        def code(run):
-            return run.about.get("code") and f"{run.model} {run.about['code'][:12]}"
-
-        facts = {
-            "Program": lambda run: run.program,
-            "Commit": commit,
-            "Sources (sha256)": code,
-            "Versions": versions,
-            **{key.capitalize(): lambda run, key=key: run.about.get(key) for key in ("host", "engine", "draws")},
-            "Data (sha256)": lambda run: run.identity,
-            "Threads": lambda run: run.about.get("threads"),
-            "Seeds": lambda run: run.seed,
-        }
-        found = {what: tables.counts(map(fact, self.runs)) for what, fact in facts.items()}
-        found["Seeds"].sort(key=lambda it: (len(it[0]), it[0]))
-        return list(found.items())
+        commits = [run.about["commit"] and run.about["commit"][:12] + _changed(run) for run in self.runs]
+        codes = [run.about["code"] and f"{run.model} {run.about['code'][:12]}" for run in self.runs]
+        found = {"Program": [run.program for run in self.runs], "Commit": commits, "Sources (sha256)": codes}
+        for key in ("versions", "host", "engine", "draws", "threads"):
+            found[key.capitalize()] = [run.about[key] for run in self.runs]
+        found |= {"Data (sha256)": [run.identity for run in self.runs], "Seeds": [run.seed for run in self.runs]}
+        return [(what, tables.counts(values)) for what, values in found.items()]
 
     def dates(self):
         days = sorted({date(run.finished)[:10] for run in self.runs}) or ["never"]
@@ -145,7 +127,7 @@ class Report:
         sums = defaultdict(int)
         for it in self.found:
             for run in it.runs:
-                for name, value in run.about.get("notes", {}).items():
+                for name, value in run.about["notes"].items():
                     sums[it.label, name] += value
         return [(*key, f"{value:g}") for key, value in sorted(sums.items())]
 
@@ -157,44 +139,26 @@ class Report:
         differ = any(it.differs for it in rows)
         return Table(
             f"Results on {data}",
+            ["Learner", "Memory#", *["Settings"] * differ, *(f"{it}#" for it in NAMES), "Seeds#", "Seconds#"],
             [
-                "Learner",
-                "Memory#",
-                *(["Settings"] if differ else []),
-                *(f"{it}#" for it in NAMES),
-                "Seeds#",
-                "Seconds#",
-            ],
-            [
-                [
-                    Cell(it.label, place, it.label),
-                    Cell(it.memory_text, it.memory or 0),
-                    *([it.differs] if differ else []),
-                    *(Cell(minus(tables.percent(it, name)), it.mean(name)) for name in NAMES),
-                    Cell(len(it.runs)),
-                    Cell(tables.duration(it), it.mean("seconds") or 0),
-                ]
+                [Cell(it.label, place, it.label), _memory(it), *[it.differs] * differ]
+                + [Cell(minus(tables.percent(it, name)), it.mean(name)) for name in NAMES]
+                + [len(it.runs), Cell(tables.duration(it), it.mean("seconds") or 0)]
                 for place, it in enumerate(rows)
             ],
         )
 
     def earlier(self, data):
-        """Table of what became of the tasks that learners had learned before those of a data set; or None."""
-        rows = [it for it in self.rows(data) if it.mean("before") is not None]
-        return rows and Table(
-            f"What became of the tasks learned before {data}",
-            ["Learner", "Memory#", "Before#", "After#", "Change#", "Seeds#"],
-            [
-                [
-                    Cell(it.label, None, it.label),
-                    Cell(it.memory_text, it.memory or 0),
-                    *(Cell(minus(tables.percent(it, name)), it.mean(name)) for name in ("before", "after")),
-                    Cell(signed(it.mean("after") - it.mean("before")), it.mean("after") - it.mean("before")),
-                    Cell(len(it.values["before"])),
-                ]
-                for it in rows
-            ],
-        )
+        """Table of what became of the tasks that learners had learned before those of a data set; empty for none."""
+        rows = []
+        for it in self.rows(data):
+            if len(it.values["before"]):
+                told = [Cell(minus(tables.percent(it, name)), it.mean(name)) for name in ("before", "after")]
+                change = it.mean("after") - it.mean("before")
+                told += [Cell(signed(change), change), len(it.values["before"])]
+                rows.append([Cell(it.label, None, it.label), _memory(it), *told])
+        columns = ["Learner", "Memory#", "Before#", "After#", "Change#", "Seeds#"]
+        return Table(f"What became of the tasks learned before {data}", columns, rows)
 
     def compared(self, data):
         """[Table] of the comparisons on a data set."""
@@ -206,7 +170,7 @@ class Report:
 
     def _compared(self, memory, pairs):
         def name(it):
-            return it.kind if it.memory in (memory, None) else f"{it.kind} ({it.memory})"
+            return Cell(it.kind if it.memory in (memory, None) else f"{it.kind} ({it.memory})", None, it.label)
 
         differ = [f"{it.metric} differs in {sum(pair[at].differs for pair in pairs)}" for at, it in enumerate(pairs[0])]
         size = f"{memory} memories" if memory else "Without a memory to size"
@@ -215,68 +179,53 @@ class Report:
             f"{size}: {len(pairs)} pair{'s' * (len(pairs) > 1)}; {', '.join(differ)}",
             ["a", "b", "Test", "Seeds#", *columns],
             [
-                [
-                    Cell(name(pair[0].a), None, pair[0].a.label),
-                    Cell(name(pair[0].b), None, pair[0].b.label),
-                    pair[0].test,
-                    Cell(pair[0].n),
-                    *(cell for it in pair for cell in _verdict(it)),
-                ]
+                [name(pair[0].a), name(pair[0].b), pair[0].test, pair[0].n]
+                + [cell for it in pair for cell in _verdict(it)]
                 for pair in pairs
             ],
         )
 
     def settings(self):
         """Table of every experiment's settings."""
-
-        def command(it):
-            if it.settings is None:
-                return "unknown: only a .txt is left"
-            flags = {"model": it.model, "data_file": it.runs[0].data_file} | it.settings
-            return " ".join(("python main.py", *(f"--{flag} {value}" for flag, value in flags.items())))
-
-        return Table(
-            "Every experiment's settings",
-            ["Data", "Experiment", "Memory#", "Seeds", "Command"],
-            [[it.data, it.label, Cell(it.memory_text, it.memory or 0), seeds(it), command(it)] for it in self.found],
-        )
+        rows = []
+        for it in self.found:
+            seeds, command = "unknown", "unknown: only a .txt is left"
+            if it.settings is not None:
+                flags = {"model": it.model, "data_file": it.runs[0].data_file} | it.settings
+                command = " ".join(("python main.py", *(f"--{flag} {value}" for flag, value in flags.items())))
+                seeds = tables.span(it.seeds)
+            rows.append([it.data, it.label, _memory(it), seeds, command])
+        return Table("Every experiment's settings", ["Data", "Experiment", "Memory#", "Seeds", "Command"], rows)
 
     def every_run(self):
         """Table of every run that counts."""
+        columns = ["Data", "Learner", "Memory#", "Seed#", *(f"{it}#" for it in NAMES), "Seconds#"]
         return Table(
             "Every run counted",
-            ["Data", "Learner", "Memory#", "Seed#", *(f"{it}#" for it in NAMES), "Seconds#"]
-            + ["Finished, UTC", "Commit", "File"],
+            [*columns, "Finished, UTC", "Commit", "File"],
             [
-                [
-                    it.data,
-                    it.label,
-                    Cell(it.memory_text, it.memory or 0),
-                    Cell("?" if run.seed is None else run.seed),
-                    *(Cell(minus(f"{100 * getattr(run, name):.2f}"), getattr(run, name)) for name in NAMES),
-                    Cell("–" if run.seconds is None else f"{run.seconds:.1f}", run.seconds or 0),
-                    date(run.finished),
-                    (run.about.get("commit") or "–")[:8],
-                    run.path,
-                ]
+                [it.data, it.label, _memory(it), "?" if run.seed is None else run.seed]
+                + [Cell(minus(f"{100 * getattr(run, name):.2f}"), getattr(run, name)) for name in NAMES]
+                + [Cell("–" if run.seconds is None else f"{run.seconds:.1f}", run.seconds or 0)]
+                + [date(run.finished), (run.about["commit"] or "–")[:8], run.path]
                 for it in self.found
                 for run in it.runs
             ],
         )
 
 
+def _changed(run):
+    return " with local changes" if run.about["dirty"] else ""
+
+
+def _memory(it):
+    return Cell(it.memory_text, it.memory or 0)
+
+
 def _verdict(it):
     interval = "" if it.low is None else f" [{signed(it.low)}, {signed(it.high)}]"
-    return (
-        Cell(signed(it.difference) + interval, it.difference),
-        Cell(p_value(it.p_holm), 2 if it.p_holm is None else it.p_holm),
-        it.verdict,
-    )
-
-
-def seeds(it):
-    """An experiment's seeds: "0–4"."""
-    return "unknown" if None in it.seeds else tables.span(it.seeds)
+    p = Cell(p_value(it.p_holm), 2 if it.p_holm is None else it.p_holm)
+    return Cell(signed(it.difference) + interval, it.difference), p, it.verdict
 
 
 def write(report, out):
@@ -359,12 +308,11 @@ def notices(report):
         said.append(f"{len(report.skipped)} files were skipped: see What is not counted.")
     codes = defaultdict(set)
     for run in report.runs:
-        if run.about:
-            codes[run.model].add(run.about.get("code") or run.about.get("commit"))
+        codes[run.model] |= {run.about["code"] or run.about["commit"]} - {None}
     mixed = [f"{len(found)} of {model}" for model, found in codes.items() if len(found) > 1]
     if mixed:
         said.append(f"Runs of several versions of the program stand beside each other: {', '.join(mixed)}.")
-    if any(run.about.get("dirty") for run in report.runs):
+    if any(run.about["dirty"] for run in report.runs):
         said.append("Some runs were made by a checkout with local changes.")
     return said
 

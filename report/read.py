@@ -65,7 +65,6 @@ class Skipped:
 class Run:
     """One finished run; T tasks in order of presentation, E evaluations, accuracies in 0..1.
 
-    args        {flag: value}, or None where only a .txt is left
     science     {flag: text} of what the distribution of its numbers depends on, besides the data; None where unknown
     memory      how many examples it may remember; None: none, or unknown
     seed        None where unknown
@@ -79,7 +78,7 @@ class Run:
     accuracies  (E, T)
     seen        (E,)    mean accuracy over the tasks seen so far, the current one included
     digest      tells whether two runs have the same evaluations
-    about       where it comes from: engine, draws, threads, commit, dirty, code, versions, host, started, data, notes
+    about       where it comes from: engine, draws, threads, commit, dirty, code, versions, host, origin, notes
     """
 
     path: str
@@ -88,7 +87,6 @@ class Run:
     model: str
     data_file: str
     identity: str | None
-    args: dict | None
     science: dict | None
     memory: int | None
     seed: int | None
@@ -197,25 +195,24 @@ def _records_in(path, shown):
     try:
         found = told_by(path)
     except Unreadable as error:
-        beside = str(path).endswith(".pt") and os.path.exists(f"{str(path).removesuffix('.pt')}.txt")
+        beside = str(path).endswith(".pt") and os.path.exists(f"{str(path)[:-3]}.txt")
         yield Skipped(shown, f"{error}{'; remove it to have its .txt read' if beside else ''}"), None
-        return
     except Exception as error:  # no file, however odd, may cost the report of the others
         yield Skipped(shown, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"), None
-        return
-    for saved in found:
-        name = saved.get("name")
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            name = os.path.basename(path).rpartition(".")[0]
-        if _timestamp(saved.get("finished")) is None:
-            saved["finished"] = _date(name, path)
-        place = f"{shown}: {name}" if shown.endswith(PACK) else shown
-        try:
-            yield run_of(saved, name, place), saved | {"name": name}
-        except Unreadable as error:
-            yield Skipped(place, str(error)), None
-        except Exception as error:
-            yield Skipped(place, f"cannot be read: {type(error).__name__}"), None
+    else:
+        for saved in found:
+            name = saved.get("name")
+            if not (isinstance(name, str) and _NAME.fullmatch(name)):
+                name = os.path.basename(path).rpartition(".")[0]
+            if _timestamp(saved.get("finished")) is None:
+                saved["finished"] = _date(name, path)
+            place = f"{shown}: {name}" if shown.endswith(PACK) else shown
+            try:
+                yield run_of(saved, name, place), saved | {"name": name}
+            except Unreadable as error:
+                yield Skipped(place, str(error)), None
+            except Exception as error:
+                yield Skipped(place, f"cannot be read: {type(error).__name__}"), None
 
 
 # -- each kind of file in the words of our .json
@@ -232,11 +229,11 @@ def read_json(path):
 def read_pack(path):
     """What a pack says of each of its runs. Raises Unreadable or OSError."""
     _check_regular(path)
+    found = []
     try:
         with gzip.open(path) as file:
             if _parse(_line(file)).get("format") != PACK_FORMAT:
                 raise Unreadable(f"foreign: its first line does not say {PACK_FORMAT}")
-            found = []
             while line := _line(file):
                 found.append(_parse(line))
                 if len(found) > MOST_RUNS:
@@ -272,8 +269,10 @@ def read_pt(path):
     not read. Raises Unreadable or OSError.
     """
     _check_regular(path)
-    mapped = _check_zip(path) if zipfile.is_zipfile(path) else False
-    if not mapped and os.path.getsize(path) > MOST_BYTES:
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _check_zip(path)
+    elif os.path.getsize(path) > MOST_BYTES:
         raise Unreadable(f"larger than {MOST_BYTES >> 20} MiB and not in a format that can be mapped into memory")
     import torch  # slow to import, and only these files need it
 
@@ -291,9 +290,8 @@ def read_pt(path):
         raise Unreadable(f"refused: {error}") from None
     except Exception as error:  # whatever a damaged or hostile file makes of the loader
         asked = re.search(r"GLOBAL (\S+) in it is never run", str(error))
-        if asked:
-            raise Unreadable(f"refused: it asks for {asked[1]}, which is no plain value, and is not run") from None
-        raise Unreadable(f"damaged or foreign: {type(error).__name__}") from None
+        what = f"refused: it asks for {asked[1]}, which is no plain value, and is not run" if asked else None
+        raise Unreadable(what or f"damaged or foreign: {type(error).__name__}") from None
     if not isinstance(saved, tuple) or len(saved) != 6 or not isinstance(saved[5], argparse.Namespace):
         raise Unreadable("not the six parts that a run saves")
     result_t, result_a, _, stats, one_liner, args = saved
@@ -302,26 +300,17 @@ def read_pt(path):
         if not isinstance(args.get(key), str):
             raise Unreadable(f"its flags hold no {key}: another program's")
     try:
-        result_t = torch.as_tensor(result_t).long().flatten().tolist()
-        result_a = torch.as_tensor(result_a).float().tolist()
-        stats = dict(zip(("RA", "BTI", "FWT"), map(float, stats), strict=False))
+        numbers = {
+            "stats": dict(zip(("RA", "BTI", "FWT"), map(float, stats), strict=False)),
+            "result_t": torch.as_tensor(result_t).long().flatten().tolist(),
+            "result_a": torch.as_tensor(result_a).float().tolist(),
+        }
     except Exception:
         raise Unreadable("result_t, result_a or stats is not an array of numbers") from None
     seconds = re.search(r"# *([0-9.eE+-]+)\s*$", one_liner) if isinstance(one_liner, str) else None
-    return [
-        {
-            "format": FORMAT,
-            "program": THIS if "engine" in args else ORIGINAL,
-            "model": args["model"],
-            "args": args,
-            "seed": args.get("seed"),
-            "data": {"file": os.path.basename(args["data_file"])},
-            "stats": stats,
-            "result_t": result_t,
-            "result_a": result_a,
-            "seconds": {"total": _as_float(seconds and seconds[1])},
-        }
-    ]
+    about = {"program": THIS if "engine" in args else ORIGINAL, "model": args["model"], "seed": args.get("seed")}
+    data = {"file": os.path.basename(args["data_file"])}
+    return [_words(args=args, data=data, seconds={"total": _as_float(seconds and seconds[1])}, **about, **numbers)]
 
 
 def read_txt(path):
@@ -342,17 +331,12 @@ def read_txt(path):
         rows = [[float(word) for word in line.split()] for line in (lines[0], *lines[2:empty])]
     except (ValueError, LookupError):
         raise Unreadable("half-written or foreign: not the accuracies that a run saves") from None
-    return [
-        {
-            "format": FORMAT,
-            "program": TEXT,
-            "model": parts["model"],
-            "data": {"file": parts["data"]},
-            "stats": stats,
-            "result_t": [0, *range(len(rows) - 1)],
-            "result_a": rows,
-        }
-    ]
+    numbers = {"stats": stats, "result_t": [0, *range(len(rows) - 1)], "result_a": rows}
+    return [_words(program=TEXT, model=parts["model"], data={"file": parts["data"]}, **numbers)]
+
+
+def _words(**saved):
+    return {"format": FORMAT, **saved}
 
 
 READERS = {  # of one run, the first of these that is there is read
@@ -381,7 +365,7 @@ def run_of(saved, name, shown):
     if program not in (THIS, ORIGINAL, TEXT):
         raise Unreadable(f"program is {program!r:.60}, none that is known")
     data, model = _part(saved, "data", dict), _plain(saved, "model")
-    args = seed = science = memory = None
+    seed = science = memory = None
     history = _history(saved.get("history", []))
     evaluated = _evaluations(saved)
     _check_stored(saved, evaluated, program)
@@ -402,7 +386,6 @@ def run_of(saved, name, shown):
         model=model,
         data_file=_plain(data, "file"),
         identity=_text(data.get("identity")),
-        args=args,
         science=science,
         memory=memory,
         seed=seed,
@@ -411,7 +394,7 @@ def run_of(saved, name, shown):
         **_earlier(saved.get("earlier")),
         seconds=_as_float(_dict(saved.get("seconds")).get("total")),
         finished=_timestamp(saved.get("finished")) or 0.0,
-        about=_about(saved, data) if "code" in saved or "host" in saved else {},
+        about=_about(saved, data),
     )
 
 
@@ -502,25 +485,21 @@ def _read_by_its_learner(name, args):
 
 def _earlier(earlier):
     """What became of the tasks that were learned before this run."""
-    if earlier is None:
-        return {"before": None, "after": None}
-    means = _accuracies(_dict(earlier), "result_a", 2).mean(1)
-    found = {"before": float(means[0]), "after": float(means[-1])}
+    means = [None] if earlier is None else _accuracies(_dict(earlier), "result_a", 2).mean(1).tolist()
+    found = {"before": means[0], "after": means[-1]}
     for key, value in found.items():
-        stored = earlier.get(f"RA_{key}", value)
-        if not _close(stored, value):
+        stored = _dict(earlier).get(f"RA_{key}", value)
+        if value is not None and not _close(stored, value):
             raise Unreadable(f"contradicts its evaluations: RA_{key} is {stored!r:.40}, they give {value:.4f}")
     return found
 
 
 def _history(history):
     kinds = {"model": str, "data": str, "data_file": str, "n_tasks": int}
-    try:
+    with suppress(TypeError, LookupError):
         found = tuple({key: run[key] for key in kinds} for run in history)
         if all(type(run[key]) is kind for run in found for key, kind in kinds.items()):
             return found
-    except (TypeError, LookupError):
-        pass
     raise Unreadable(f"history is {history!r:.60}, not the runs before this one")
 
 
@@ -528,12 +507,13 @@ def _about(saved, data):
     host, cores = _dict(saved.get("host")), _dict(saved.get("host")).get("cores")
     parts = (_text(host.get("name")), _text(host.get("cpu")), f"{cores} cores" if isinstance(cores, int) else None)
     return {
-        **{key: _text(saved.get(key)) for key in ("engine", "draws", "threads", "commit", "code", "started")},
+        **{key: _text(saved.get(key)) for key in ("engine", "draws", "threads", "commit", "code")},
         "dirty": saved.get("dirty") is True,
-        "versions": {_text(k): _text(v) for k, v in _dict(saved.get("versions")).items()},
+        "versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in sorted(_dict(saved.get("versions")).items()))
+        or None,
         "host": " · ".join(filter(None, parts)) or None,
         "origin": _text(data.get("origin")),
-        "notes": {_text(k): v for k, v in _dict(saved.get("notes")).items() if _as_float(v) is not None},
+        "notes": {_text(k): v for k, v in _dict(saved.get("notes")).items() if type(v) in (int, float)},
     }
 
 
@@ -555,7 +535,7 @@ def _read_bytes(path):
 
 
 def _check_zip(path):
-    """True for a zip file as torch.save writes it; raises Unreadable for one that could grow when unpacked."""
+    """Raises Unreadable for a zip file that is not as torch.save writes it, and could grow when unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -565,7 +545,6 @@ def _check_zip(path):
         raise Unreadable("foreign: torch.save writes no compressed archives")
     if any(it.file_size > MOST_BYTES for it in members if it.filename.endswith(".pkl")):
         raise Unreadable(f"its pickle is larger than {MOST_BYTES >> 20} MiB")
-    return True
 
 
 def _part(saved, key, kind):

@@ -654,7 +654,7 @@ def test_runs_that_went_on_are_grouped_by_learner_and_history(tmp_path, monkeypa
     ]
     it = shown.found[1]
     assert (it.mean("before"), it.mean("after"), it.std("after")) == pytest.approx((0.8, 0.6, 0.1))
-    (row,) = shown.earlier("mnist_rotations").rows
+    (row,) = shown.earlier("mnist_rotations").cells()
     assert [cell.text for cell in row[2:]] == ["80.00 ± 0.00", "60.00 ± 10.00", "−20.00", 3]
     assert "What became of the tasks learned before" in (tmp_path / "report" / "report.md").read_text()
     lines = list(csv.DictReader(tables.as_csv(shown.found).splitlines()))
