@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from report import pack
 from run import provenance
 from sweep import __main__ as command_line
 from sweep import commands, conduct, job, tuning, work
@@ -171,6 +172,17 @@ def test_a_finished_run_is_known_whatever_its_file_is_called(write, run_sweep, r
     code, out, err = run_sweep(3, "--commands", path)
     assert code == 0 and "1 done, 1 skipped (finished before), 0 failed" in out, err
     assert "1 done" not in run_sweep(3, "--commands", path)[1]
+
+
+def test_a_run_in_a_pack_is_finished(write, run_sweep, run_main, tmp_path):
+    path = write("--model online", "--model online --lr 0.5")
+    words = path.read_text().splitlines()[0].split()[2:]
+    run_main(*words, "--seed", 3, "--threads", 1, save_path=tmp_path / "elsewhere")
+    (tmp_path / "sweep").mkdir()
+    pack.pack([tmp_path / "elsewhere"], tmp_path / "sweep" / "all.jsonl.gz")
+    (tmp_path / "sweep" / "half.jsonl.gz").write_bytes((tmp_path / "sweep" / "all.jsonl.gz").read_bytes()[:-9])
+    code, out, err = run_sweep(3, "--commands", path)
+    assert code == 0 and "1 done, 1 skipped (finished before), 0 failed" in out, err
 
 
 def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_main, tmp_path):
