@@ -150,9 +150,12 @@ def left_out(learners):
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that says what a misspelt flag may have meant, and a remedy besides."""
+    """An ArgumentParser that raises UserError, and says what a misspelt flag may have meant, and a remedy besides."""
 
     remedy = ""
+
+    def error(self, message):
+        raise UserError(message)
 
     def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
@@ -224,7 +227,7 @@ def parse(words=None, before=None):
 
     before   {name: value} of an earlier run, of which this is a part: the flags that are not given are its
 
-    Exits with code 2 and a message on a flag that breaks its rule (argparse); raises UserError on what shows later.
+    Raises UserError on a flag that breaks its rule.
     """
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
     name = _model_in(words) or before.get("model", MODEL.default)
@@ -243,9 +246,8 @@ def parse(words=None, before=None):
     given = vars(parser.parse_args(words))
     if before:
         known = hyperparameters(learners, name).keys() | OWN
-        typed = [f"--{name}={_typed(value)}" for name, value in before.items() if value is not None or name in NEVER]
-        typed = [word if word[2:].partition("=")[0] in known else f"--learner_flag={word[2:]}" for word in typed]
-        earlier = vars(parser.parse_args(typed))  # checked like any
+        theirs = [word if word[2:].partition("=")[0] in known else f"--learner_flag={word[2:]}" for word in typed(before)]
+        earlier = vars(parser.parse_args(theirs))  # checked like any
         extra = earlier.pop("learner_flag", []) + given.pop("learner_flag", [])
         given = earlier | given | ({"learner_flag": extra} if extra else {})
     given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
@@ -310,8 +312,13 @@ def _looks_like(text):
 NEVER = ("checkpoint_every",)  # its None is a word: never
 
 
-def _typed(value):
-    return "never" if value is None else as_text(value)
+def typed(flags):
+    """The words of a command line with flags {name: value}; None means not given, where it is not a word itself."""
+    return [
+        f"--{name}={'never' if value is None else as_text(value)}"
+        for name, value in flags.items()
+        if value is not None or name in NEVER
+    ]
 
 
 def resolve(settings, data):
