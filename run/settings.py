@@ -215,6 +215,8 @@ def _add(group, flag, *remarks):
 
 def as_text(value):
     """A flag's value as one would type it."""
+    if getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        value = value.item()
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple) and len(value) == 2:
@@ -246,8 +248,9 @@ def parse(words=None, before=None):
     given = vars(parser.parse_args(words))
     if before:
         known = hyperparameters(learners, name).keys() | OWN
-        theirs = [word if word[2:].partition("=")[0] in known else f"--learner_flag={word[2:]}" for word in typed(before)]
-        earlier = vars(parser.parse_args(theirs))  # checked like any
+        extra = {name: value for name, value in before.items() if name not in known and value is not None}
+        theirs = {name: value for name, value in before.items() if name in known}
+        earlier = vars(parser.parse_args(typed(theirs, extra)))  # checked like any
         extra = earlier.pop("learner_flag", []) + given.pop("learner_flag", [])
         given = earlier | given | ({"learner_flag": extra} if extra else {})
     given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
@@ -312,13 +315,17 @@ def _looks_like(text):
 NEVER = ("checkpoint_every",)  # its None is a word: never
 
 
-def typed(flags):
-    """The words of a command line with flags {name: value}; None means not given, where it is not a word itself."""
-    return [
+def typed(flags, learner_flags=()):
+    """The words of a command line with flags {name: value}, and {name: value} of those that a learner does not declare.
+
+    None means not given, where it is not a word itself.
+    """
+    words = [
         f"--{name}={'never' if value is None else as_text(value)}"
         for name, value in flags.items()
         if value is not None or name in NEVER
     ]
+    return words + [f"--learner_flag={name}={as_text(value)}" for name, value in dict(learner_flags).items()]
 
 
 def resolve(settings, data):
