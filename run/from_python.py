@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 import metrics
-from run import checkpoints, life, saving, settings
+from run import alone, checkpoints, life, saving, settings
 from run.experience import load_random_state, random_state
 from run.results import Result
 from run.watchers import say
@@ -48,6 +48,12 @@ def experiment(*, learner_flag=(), **flags):
             say(f"go on with: experiment(resume={str(stopped.checkpoint)!r})")
         signal.raise_signal(stopped.signal)  # which does what it does without us
         raise stopped  # where that is to go on
+
+
+def create(*arguments, **flags):
+    """run.alone.create, which leaves no trace in this process either."""
+    with _ALONE, _global_state_kept():
+        return alone.create(*arguments, **flags)
 
 
 def _say_remarks(this):
