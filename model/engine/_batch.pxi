@@ -1,60 +1,4 @@
-# The kernels: what is computed for one example, and for a group of them.
-
-
-cdef enum:
-    GROUP = 64                  # examples that pass over the rows together: the bits of a uint64_t
-    FEW = 4                     # fewer than that go one by one
-    CACHED = 49152              # bytes of rows that a group passes over at a time
-
-
-cdef inline void forward(const float *rows, Py_ssize_t width, const Sparse *x, float *h) noexcept nogil:
-    """h[j] = sum_i x[i] rows[i, j].  O(S H)"""
-    memset(h, 0, width * sizeof(float))
-    add_rows(rows, width, width, x.index, x.value, x.n, NO_END, h)
-
-
-cdef void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, const Sparse *x, Py_ssize_t n,
-                        float *h) noexcept nogil:
-    """forward() for n <= GROUP examples, h (n, width): all of them pass over a cacheful of rows, then over the next."""
-    cdef Py_ssize_t done[GROUP]         # entries of each example
-    cdef Py_ssize_t b, end = 0, rows_cached = n_rows
-    if n >= FEW:
-        rows_cached = max(1, CACHED // (width * <Py_ssize_t> sizeof(float)))
-    memset(h, 0, n * width * sizeof(float))
-    memset(done, 0, sizeof(done))
-    while end < n_rows:
-        end += rows_cached
-        for b in range(n):
-            done[b] += add_rows(rows, width, width, x[b].index + done[b], x[b].value + done[b], x[b].n - done[b],
-                                <int32_t> end, h + b * width)
-
-
-cdef inline void active_units(const float *h, Py_ssize_t n, Sparse *x) noexcept nogil:
-    """ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(H)"""
-    cdef Py_ssize_t j, k = 0
-    for j in range(n):
-        x.index[k], x.value[k] = <int32_t> j, h[j]
-        k += not h[j] <= 0
-    x.index[k], x.value[k] = <int32_t> n, 1
-    x.n = k + 1
-
-
-cdef inline double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale) noexcept nogil:
-    """Returns -log softmax(z)[y]; puts scale * its gradient, softmax(z) - onehot(y), in z's place.  O(O)"""
-    cdef Py_ssize_t j
-    cdef float largest = z[0], sum = 0, loss
-    for j in range(1, n):
-        if not z[j] <= largest:
-            largest = z[j]
-    loss = largest - z[y]
-    for j in range(n):
-        z[j] = expf(z[j] - largest)
-        sum += z[j]
-    for j in range(n):
-        z[j] *= scale / sum
-    z[y] -= scale
-    memset(z + n, 0, (width - n) * sizeof(float))
-    return loss + logf(sum)
+# The examples at work: their forward and backward pass, one by one or in groups.
 
 
 cdef inline void backward(const bint update, float *rows, Py_ssize_t width, const Sparse *x, const float *delta,
@@ -67,27 +11,6 @@ cdef inline void backward(const bint update, float *rows, Py_ssize_t width, cons
     dot_rows(update, rows, width, width, x.index, x.value, x.n - 1, delta, below)
     if update:
         add_to_rows(rows, width, width, x.index + x.n - 1, x.value + x.n - 1, 1, delta)
-
-
-cdef class Transpose:
-    """The inputs of a group of examples by row: value[i, b] = x_b[i]; bit b of users[i] says that x_b has an entry i."""
-    cdef Memory memory
-    cdef float *value               # (n_rows, GROUP)
-    cdef uint64_t *users            # (n_rows,)
-
-    def __cinit__(self, Py_ssize_t n_rows):
-        self.memory = Memory(n_rows * (sizeof(uint64_t) + GROUP * sizeof(float)))
-        self.value = <float *> self.memory.at
-        self.users = <uint64_t *> (self.value + n_rows * GROUP)
-
-    cdef void fill(self, const Sparse *x, Py_ssize_t n) noexcept nogil:
-        cdef Py_ssize_t b, k
-        cdef int32_t i
-        for b in range(n):
-            for k in range(x[b].n):
-                i = x[b].index[k]
-                self.value[i * GROUP + b] = x[b].value[k]
-                self.users[i] |= <uint64_t> 1 << b
 
 
 cdef class Batch:
@@ -107,12 +30,39 @@ cdef class Batch:
     cdef float *scale               # what its gradients are multiplied by: -lr * weight, say
     cdef int64_t *y
     cdef int64_t *head
-    cdef Transpose transpose
     cdef list memory
+    # Of a group at work: the entries of its inputs by row (sort_by_row), and its gradients as lists
+    cdef Entry *entry
+    cdef int32_t *count
+    cdef Sparse d[GROUP]
+    cdef float *d_value             # (GROUP, most)
+    cdef Py_ssize_t most            # entries of a list
+    cdef int32_t *all               # 0, 1, 2, ...: the list of all outputs
+    cdef float **turned             # of each level but the first, its weights (n_out, width below), as `turn` left them
+    cdef Memory group_memory
 
     def __cinit__(self, Layout layout):
+        cdef Py_ssize_t l, n_bytes, n_turned = 0, most = 1
+        cdef float *at
         self.layout = layout
-        self.transpose = Transpose(max([n_in + 1 for n_out, n_in in layout.shapes()]))
+        for l in range(layout.n_layers):
+            most = max(most, layout.layer[l].n_in + 3, layout.layer[l].width)
+        for l in range(1, layout.n_levels):
+            n_turned += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
+        n_bytes = padded(2 * layout.n_levels) * sizeof(float) + n_turned * sizeof(float)
+        n_bytes += most * (BUCKET * sizeof(Entry) + GROUP * sizeof(float)) + 2 * most * sizeof(int32_t)
+        self.group_memory = Memory(n_bytes)
+        self.turned = <float **> self.group_memory.at
+        at = <float *> self.group_memory.at + padded(2 * layout.n_levels)
+        for l in range(1, layout.n_levels):
+            self.turned[l] = at
+            at += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
+        self.d_value, self.most = at, most
+        self.entry = <Entry *> (at + GROUP * most)
+        self.count = <int32_t *> (self.entry + BUCKET * most)
+        self.all = self.count + most
+        for l in range(most):
+            self.all[l] = <int32_t> l
 
     cdef int reserve(self, Py_ssize_t n) except -1:
         """Make room for n examples."""
@@ -174,12 +124,25 @@ cdef class Batch:
         self.loss = 0
         return n
 
+    cdef inline float *outputs_at(self, Py_ssize_t l, Py_ssize_t b) noexcept nogil:
+        """Example b's outputs of level l, or their gradient."""
+        return self.delta[l] + b * self.layout.level(l, 0).width
+
     cdef inline Py_ssize_t group(self, Py_ssize_t b, Py_ssize_t end) noexcept nogil:
         """Number of examples from b on, at most GROUP, that have the same head."""
         cdef Py_ssize_t n = 1
         while n < GROUP and b + n < end and self.head[b + n] == self.head[b]:
             n += 1
         return n
+
+    cdef void turn(self, const float *w) noexcept nogil:
+        """Transpose all layers but the first, so that gradients of groups can pass down them. Whenever w has changed."""
+        cdef Py_ssize_t l
+        cdef Layer *layer
+        for l in range(1, self.layout.n_levels):
+            layer = self.layout.level(l, 0)
+            transpose(w + layer.start, layer.n_in, layer.n_out, layer.width, self.turned[l],
+                      self.layout.level(l - 1, 0).width)
 
     # n examples from b on, one group
 
@@ -195,18 +158,45 @@ cdef class Batch:
             forward_group(w + layer.start, layer.n_in + 1, layer.width, self.x[l] + b, n, self.delta[l] + b * layer.width)
 
     cdef void differentiate(self, const float *w, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
-        """Forward and backward pass: delta[l] of every level becomes scale * the gradient of CE; adds up the loss."""
+        """Forward and backward pass: delta[l] of every level becomes scale * the gradient of CE; adds up the loss.
+
+        For n >= FEW, `turn` comes first.
+        """
         cdef Py_ssize_t l, e
         cdef Layer *layer
         cdef Layer *below
         self.outputs(w, b, n)
         for e in range(b, b + n):
             self.differentiate_outputs(e)
+        if n < FEW:
+            for l in range(self.layout.n_levels - 1, 0, -1):
+                layer, below = self.layout.level(l, 0), self.layout.level(l - 1, 0)
+                for e in range(b, b + n):
+                    backward(False, <float *> w + layer.start, layer.width, &self.x[l][e],
+                             self.delta[l] + e * layer.width, self.delta[l - 1] + e * below.width, below.width)
+        else:
+            self.pass_down(b, n)
+
+    cdef void pass_down(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
+        """backward() for n >= FEW examples: the gradients pass over the transposed rows as inputs pass over the rows."""
+        cdef Py_ssize_t l
         for l in range(self.layout.n_levels - 1, 0, -1):
-            layer, below = self.layout.level(l, 0), self.layout.level(l - 1, 0)
-            for e in range(b, b + n):
-                backward(False, <float *> w + layer.start, layer.width, &self.x[l][e], self.delta[l] + e * layer.width,
-                         self.delta[l - 1] + e * below.width, below.width)
+            forward_group(self.turned[l], self.layout.level(l, 0).n_out, self.layout.level(l - 1, 0).width,
+                          self.deltas_of(l, b, n), n, self.outputs_at(l - 1, b))
+        self.deltas_of(0, b, n)
+
+    cdef Sparse *deltas_of(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
+        """delta[l] of n examples from b on as lists, until the next call; where a unit is off, it becomes 0."""
+        cdef Py_ssize_t e
+        cdef Sparse *d
+        for e in range(n):
+            d = &self.d[e]
+            if l == self.layout.n_levels - 1:
+                d.n, d.index, d.value = self.layout.n_outputs, self.all, self.outputs_at(l, b + e)
+            else:
+                d.value = self.d_value + e * self.most
+                keep_active(&self.x[l + 1][b + e], self.outputs_at(l, b + e), self.layout.level(l, 0).width, d)
+        return self.d
 
     cdef inline void differentiate_outputs(self, Py_ssize_t b) noexcept nogil:
         """The loss of example b, and its gradient in the place of the net's outputs."""
@@ -215,41 +205,51 @@ cdef class Batch:
         self.loss += self.weight[b] * cross_entropy(self.delta[last] + b * layer.width, layer.n_out, layer.width,
                                                     self.y[b], self.scale[b])
 
-    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, float *target, Frames frames) noexcept nogil:
-        """target += sum over the examples of x[l] outer delta[l], level l's (scaled) gradient.
+    cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, bint fresh,
+                         float *target, Frames frames) noexcept nogil:
+        """target += sum over the examples of x[l] outer delta, delta (n, width) being delta[l] or a multiple of it.
+
+        With fresh, nothing is there yet, and level l of target becomes that sum.
 
         target is laid out as the weights; if it is the weights, frames are those to be told, else None.
         """
         cdef Layer *layer = self.layout.level(l, self.head[b])
         cdef float *rows = target + layer.start
-        cdef float *delta = self.delta[l] + b * layer.width
         cdef Sparse *x = self.x[l] + b
         cdef Py_ssize_t i, e
         if n < FEW:
+            if fresh:
+                memset(rows, 0, (layer.n_in + 1) * layer.width * sizeof(float))
             for e in range(n):
                 add_outer(layer, rows, &x[e], delta + e * layer.width, frames)
-        else:
-            self.transpose.fill(x, n)
+            return
+        sort_by_row(x, n, layer.n_in + 1, layer.width, self.entry, self.count)
+        if frames is not None and frames.depth:
             for i in range(layer.n_in + 1):
-                if self.transpose.users[i]:
-                    if frames is not None and frames.depth:
-                        frames.touch(layer.first + i)
-                    add_users(delta, layer.width, layer.width, self.transpose.users[i],
-                              self.transpose.value + i * GROUP, rows + i * layer.width)
-                    self.transpose.users[i] = 0
+                if self.count[i]:
+                    frames.touch(layer.first + i)
+        if fresh:
+            add_sorted(True, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
+        else:
+            add_sorted(False, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
 
     cdef double mean_gradient(self, const float *w, Examples examples, slots, float *target) except? -1:
-        """target += the gradient of the examples' mean CE, which is returned; none: ValueError."""
+        """target = the gradient of the examples' mean CE, which is returned; none: ValueError."""
         cdef Py_ssize_t b = 0, m, l, n = len(slots)
         if n == 0:
             raise ValueError("the mean loss of no examples has no gradient")
         self.load(examples, slots, None, <float> 1 / n)
         with nogil:
+            if self.layout.n_heads > 1:
+                memset(target, 0, self.layout.n_weights * sizeof(float))
+            if n >= FEW:
+                self.turn(w)
             while b < n:
                 m = self.group(b, n)
                 self.differentiate(w, b, m)
                 for l in range(self.layout.n_levels):
-                    self.accumulate(l, b, m, target, None)
+                    self.accumulate(l, b, m, self.outputs_at(l, b), b == 0 and self.layout.n_heads == 1, target,
+                                    None)
                 b += m
         return self.loss / n
 

@@ -22,12 +22,6 @@ cdef extern from *:
     void prefetch_line "__builtin_prefetch"(const void *, int, int) nogil
 
 
-cdef struct Sparse:             # a vector by its non-zero entries in order, the last of which is the 1 that the bias multiplies
-    Py_ssize_t n
-    int32_t *index
-    float *value
-
-
 cdef inline void prefetch(const Sparse *x) noexcept nogil:
     """Bring a vector closer to the CPU, for later."""
     cdef Py_ssize_t k
@@ -40,12 +34,14 @@ cdef struct Slot:
     Sparse x
     Py_ssize_t room         # entries that x has memory for; 0: never filled
     int64_t t, y
+    int64_t version         # another one after each change of what it holds
 
 
 cdef class Examples:
     """`capacity` slots of examples (x, t, y): inputs, task and label. Memory: 8 bytes for each non-zero input."""
     cdef readonly Py_ssize_t capacity, n_inputs
     cdef Slot *slots
+    cdef int64_t n_changes
 
     def __cinit__(self, Py_ssize_t capacity, Py_ssize_t n_inputs):
         if capacity < 1 or n_inputs < 1:
@@ -83,6 +79,10 @@ cdef class Examples:
             raise IndexError(f"slot {slot} holds no example")
         return found
 
+    cdef void changed(self, Slot *slot) noexcept:
+        self.n_changes += 1
+        slot.version = self.n_changes
+
     cdef int reserve(self, Slot *slot, Py_ssize_t n) except -1:
         """Make room for n entries: in steps of 64, so that slots that are replaced for ever don't grow for ever."""
         cdef Py_ssize_t room = (n + 63) // 64 * 64
@@ -112,6 +112,7 @@ cdef class Examples:
                 n += 1
         s.x.index[n], s.x.value[n] = <int32_t> self.n_inputs, 1
         s.x.n, s.t, s.y = n + 1, t, y
+        self.changed(s)
 
     def put_many(self, Py_ssize_t first_slot, const float[:, ::1] x, int64_t t, ys):
         """Fill the slots from first_slot on with the rows of x (B, D), all of task t, and the labels ys (B)."""
@@ -131,6 +132,7 @@ cdef class Examples:
         memcpy(into.x.index, s.x.index, s.x.n * sizeof(int32_t))
         memcpy(into.x.value, s.x.value, s.x.n * sizeof(float))
         into.x.n, into.t, into.y = s.x.n, s.t, s.y
+        self.changed(into)
 
     def get(self, slots):
         """The examples in these slots: inputs (B, D) float32, tasks (B,) int64, labels (B,) int64."""

@@ -1,4 +1,4 @@
-# Gradients of many tasks, and what GEM asks of them.
+# Gradients of many tasks, and what GEM asks of them: as they are.
 
 
 cdef enum:
@@ -7,7 +7,7 @@ cdef enum:
 
 
 cdef class TaskGradients:
-    """Gradients g_k of the mean CE on K lists of examples: G (K, n_parameters). Its products are sums in double.
+    """Gradients g_k of the mean CE on K lists of examples: G (K, n_weights). Its products are sums in double.
 
     loss    the sum of the mean CEs
     """
@@ -52,7 +52,6 @@ cdef class TaskGradients:
         cdef float *g
         for k in range(first, self.n_tasks, step):
             g = self.G + k * self.layout.n_weights
-            memset(g, 0, self.layout.n_weights * sizeof(float))
             losses[k] = batch.mean_gradient(self.net.w, examples, list_of_slots[k], g)
 
     cdef inline float *at(self, Py_ssize_t k, Py_ssize_t start) noexcept nogil:
@@ -69,24 +68,25 @@ cdef class TaskGradients:
         others[0], others[1] = b, c
         four_by_two(rows, others, min(<Py_ssize_t> STRETCH, self.layout.n_weights - start), sums)
 
-    def dot(self, const float[::1] flat_g):
-        """G g, that is g_k . g for every k: float64 (K,).  O(K n_parameters)"""
-        cdef float *g = self.net.laid_out(flat_g)
+    def dot(self, const float[::1] vector):
+        """G g, that is g_k . g for every k, of a vector g: float64 (K,).  O(K n_weights)"""
+        cdef const float *g = self.layout.vector(vector)
+        cdef Memory aligned
         products = np.zeros(self.n_tasks)
         cdef double[::1] p = products
-        cdef Py_ssize_t start = 0, k, i
-        cdef float sums[8]
+        cdef Py_ssize_t start, k, n
+        if <size_t> g % 64:             # NumPy made it
+            aligned = Memory(self.layout.n_weights * sizeof(float))
+            g = <const float *> memcpy(aligned.at, g, self.layout.n_weights * sizeof(float))
         with nogil:
-            while start < self.layout.n_weights:
-                for k in range(0, self.n_tasks, 4):
-                    self.products(k, start, g + start, g + start, sums)
-                    for i in range(min(<Py_ssize_t> 4, self.n_tasks - k)):
-                        p[k + i] += sums[2 * i]
-                start += STRETCH
+            for start from 0 <= start < self.layout.n_weights by STRETCH:
+                n = min(<Py_ssize_t> STRETCH, self.layout.n_weights - start)
+                for k in range(self.n_tasks):
+                    p[k] += dot(self.at(k, start), g + start, n)
         return products
 
     def gram(self):
-        """G G^T: float64 (K, K).  O(K^2 n_parameters)"""
+        """G G^T: float64 (K, K).  O(K^2 n_weights)"""
         gram = np.zeros((self.n_tasks, self.n_tasks))
         cdef double[:, ::1] p = gram
         cdef Py_ssize_t start = 0, k, l, i, j
@@ -105,14 +105,25 @@ cdef class TaskGradients:
                     p[l, k] = p[k, l]
         return gram
 
-    def combine(self, v, const float[::1] flat_g):
-        """G^T v + g, flat in torch's order: float32 (n_parameters,)."""
-        cdef float *g = self.net.laid_out(flat_g)
-        cdef const float[::1] factors = np.ascontiguousarray(v, np.float32)
-        cdef Py_ssize_t size = self.layout.n_weights
-        if factors.shape[0] != self.n_tasks:
-            raise ValueError(f"{factors.shape[0]} factors for {self.n_tasks} gradients")
-        if self.n_tasks:
-            with nogil:
-                add_rows(self.G, size, size, self.number, &factors[0], self.n_tasks, NO_END, g)
-        return self.layout.to_flat(g)
+    def combine(self, v, const float[::1] vector):
+        """G^T v + g of a vector g, a vector."""
+        cdef const float *g = self.layout.vector(vector)
+        cdef const float[::1] factors = checked_factors(v, self.n_tasks)
+        combined = self.layout.new_vector()
+        cdef float *sum = self.layout.vector(combined)
+        cdef Py_ssize_t start, size = self.layout.n_weights
+        with nogil:
+            memcpy(sum, g, size * sizeof(float))
+            if self.n_tasks:
+                for start from 0 <= start < size by STRETCH:
+                    add_rows(self.G + start, size, min(<Py_ssize_t> STRETCH, size - start), self.number, &factors[0],
+                             self.n_tasks, NO_END, sum + start)
+        return combined
+
+
+cdef checked_factors(v, Py_ssize_t n_tasks):
+    """v as float32; ValueError unless it is one number for each task."""
+    factors = np.ascontiguousarray(v, np.float32)
+    if factors.shape != (n_tasks,):
+        raise ValueError(f"factors of shape {factors.shape} for {n_tasks} gradients")
+    return factors

@@ -9,8 +9,9 @@ cdef struct Layer:
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    """n rounded up to whole lines."""
-    return (n + LINE - 1) // LINE * LINE
+    """n rounded up to whole lines; not to a multiple of 8 of them, which would share a few of the cache's sets."""
+    cdef Py_ssize_t lines = (n + LINE - 1) // LINE
+    return (lines + (lines % 8 == 0)) * LINE
 
 
 cdef class Layout:
@@ -60,6 +61,18 @@ cdef class Layout:
         if other.n_heads != self.n_heads or other.shapes() != self.shapes():
             raise ValueError("the nets differ in shape")
         return 0
+
+    cdef new_vector(self):
+        """Zeros that are laid out as the weights, in whole cache lines: float32 (n_weights,)."""
+        memory = np.zeros(self.n_weights + LINE, np.float32)
+        cdef Py_ssize_t start = (-memory.ctypes.data // 4) % LINE
+        return memory[start:start + self.n_weights]
+
+    cdef float *vector(self, const float[::1] vector) except NULL:
+        """The numbers of a vector; ValueError if it is none of this layout's."""
+        if vector.shape[0] != self.n_weights:
+            raise ValueError(f"a vector of {vector.shape[0]} numbers for a net of {self.n_weights}")
+        return <float *> &vector[0]
 
     cdef view(self, Py_ssize_t l, float *laid_out):
         """The rows (n_in + 1, n_out) of layer l, the last of which is the bias, in memory that is laid out so."""

@@ -16,11 +16,14 @@ What makes them fast is what they leave out, and what they read once for many:
 The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReLU lets NaN pass, and `MLP.loss` shows it.
 
     _rows.h          the arithmetic                    _batch.pxi       forward and backward pass of the examples at work
-    _examples.pxi    memory, sparse vectors, slots     _gradients.pxi   the gradients of many tasks
-    _layout.pxi      where the weights lie             _images.pxi      evaluation
-    _reptile.pxi     theta0 of the open blocks         _anchors.pxi     quadratic penalties
+    _examples.pxi    memory, sparse vectors, slots     _gradients.pxi   the gradients of many tasks, as they are
+    _layout.pxi      where the weights lie             _factors.pxi     the same, as factors
+    _reptile.pxi     theta0 of the open blocks         _images.pxi      evaluation
+    _anchors.pxi     quadratic penalties
+
+A gradient that is given out is a *vector*: float32 (n_weights,), laid out as the weights, padding included, so that nothing
+is moved when it comes back. Elementwise operations leave it one. `MLP.flat` brings it into torch's order.
 """
-from libc.math cimport expf, logf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -35,25 +38,62 @@ cdef extern from *:
 identity = IDENTITY.decode()
 
 cdef extern from "_rows.h" nogil:
-    const int LINE, NO_END
+    enum: LINE, NO_END, GROUP, BUCKET, FEW
+    ctypedef struct Sparse:
+        Py_ssize_t n
+        int32_t *index
+        float *value
+    ctypedef struct Entry:
+        pass
+
     Py_ssize_t add_rows(const float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index, const float *value,
                         Py_ssize_t n, int32_t end, float *vector)
-    void add_users(const float *rows, Py_ssize_t stride, Py_ssize_t width, uint64_t users, const float *value,
-                   float *vector)
     void add_to_rows(float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index, const float *value,
                      Py_ssize_t n, const float *vector)
     void dot_rows(bint update, float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index,
                   const float *value, Py_ssize_t n, const float *vector, float *out)
+    float dot(const float *a, const float *b, Py_ssize_t n)
     void four_by_two(const float *const *a, const float *const *b, Py_ssize_t n, float *products)
+
+    void forward(const float *rows, Py_ssize_t width, const Sparse *x, float *h)
+    void forward_group(const float *rows, Py_ssize_t n_rows, Py_ssize_t width, const Sparse *x, Py_ssize_t n, float *h)
+    void pass_over(const float *rows, Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t width, const Sparse *x,
+                   Py_ssize_t n, float *h)
+    void active_units(const float *h, Py_ssize_t n, Sparse *x)
+    void keep_active(const Sparse *x, float *delta, Py_ssize_t width, Sparse *d)
+    void transpose(const float *rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t width, float *out,
+                   Py_ssize_t width_out)
+    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *count)
+    void add_sorted(bint fresh, const Entry *entry, const int32_t *count, Py_ssize_t n_rows, Py_ssize_t width,
+                    const float *delta, float *target)
+    double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
+
     void add_row(float *y, float a, const float *x, Py_ssize_t n)
+    void add_product(float *y, const float *a, const float *b, Py_ssize_t n)
+    void scale(float *y, float a, const float *x, Py_ssize_t n)
     void interpolate(float *y, const float *y0, float step, Py_ssize_t n)
     float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n)
+
+    float exp_of(float x)
+    float log_of(float x)
 
 include "_examples.pxi"
 include "_layout.pxi"
 include "_reptile.pxi"
 include "_anchors.pxi"
 include "_batch.pxi"
+
+cdef class Factors
+
+
+def exp(const float[::1] x):
+    """e^x as the kernels compute it."""
+    return np.array([exp_of(value) for value in x], np.float32)
+
+
+def log(const float[::1] x):
+    """log x, x >= 1, as the kernels compute it."""
+    return np.array([log_of(value) for value in x], np.float32)
 
 
 cdef class MLP(Weights):
@@ -68,8 +108,8 @@ cdef class MLP(Weights):
     cdef Batch batch
     cdef Frames frames
     cdef Anchors held               # None: there are no anchors
-    cdef float *scratch             # room for as many as the weights
-    cdef Memory scratch_memory, gradient_memory
+    cdef Memory gradient_memory
+    cdef Factors factors
     cdef list helpers               # Batches of other threads
 
     def __init__(self, heads, layers, float lr):
@@ -84,8 +124,6 @@ cdef class MLP(Weights):
         self.batch, self.helpers = Batch(self.layout), []
         self.frames = Frames()
         self.frames.layout, self.frames.w, self.frames.frames = self.layout, self.w, []
-        self.scratch_memory = Memory(self.layout.n_weights * sizeof(float))
-        self.scratch = <float *> self.scratch_memory.at
         self.set_weights(heads, layers)
 
     n_inputs = property(lambda self: (<MLP> self).layout.n_inputs)
@@ -116,10 +154,15 @@ cdef class MLP(Weights):
         self.frames.touch_all()
         memcpy(self.w, other.w, self.layout.n_weights * sizeof(float))
 
-    cdef float *laid_out(self, const float[::1] flat) except NULL:
-        """Numbers in torch's order, laid out as the weights; overwritten by the next ones."""
-        self.layout.from_flat(flat, self.scratch)
-        return self.scratch
+    def vector(self, const float[::1] flat):
+        """The vector of these numbers in torch's order (heads, then layers; each W (out, in), then b)."""
+        vector = self.layout.new_vector()
+        self.layout.from_flat(flat, self.layout.vector(vector))
+        return vector
+
+    def flat(self, const float[::1] vector):
+        """A vector in torch's order: float32 (n_parameters,)."""
+        return self.layout.to_flat(self.layout.vector(vector))
 
     # -- Reptile
 
@@ -136,9 +179,9 @@ cdef class MLP(Weights):
     def anchor(self, const float[::1] importance, float strength):
         """From now on, every loss also has strength * sum F (theta - theta*)^2, theta* being the weights of now.
 
-        importance = F, flat in torch's order.
+        importance = F, a vector.
         """
-        cdef float *F = self.laid_out(importance)
+        cdef const float *F = self.layout.vector(importance)
         if self.held is None:
             self.held = Anchors(self.layout)
         with nogil:
@@ -173,6 +216,8 @@ cdef class MLP(Weights):
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""
         cdef Py_ssize_t b = start, n, l
+        if end - start >= FEW:
+            self.batch.turn(self.w)
         while b < end:
             n = self.batch.group(b, end)
             self.batch.differentiate(self.w, b, n)
@@ -183,7 +228,8 @@ cdef class MLP(Weights):
         while b < end:
             n = self.batch.group(b, end)
             for l in range(self.layout.n_levels):
-                self.batch.accumulate(l, b, n, self.w, self.frames)
+                self.batch.accumulate(l, b, n, self.batch.outputs_at(l, b), False, self.w,
+                                      self.frames)
             b += n
 
     def sgd_each(self, Examples examples, slots, weights=None):
@@ -217,27 +263,33 @@ cdef class MLP(Weights):
         layer = self.layout.level(0, head)
         add_outer(layer, self.w + layer.start, &self.batch.x[0][b], self.batch.delta[0] + b * layer.width, self.frames)
 
-    def descend(self, const float[::1] flat_gradient):
-        """theta -= lr * gradient, a flat one in torch's order."""
-        cdef float *gradient = self.laid_out(flat_gradient)
+    def descend(self, const float[::1] gradient):
+        """theta -= lr * gradient, a vector."""
+        cdef const float *g = self.layout.vector(gradient)
         with nogil:
             self.frames.touch_all()
-            add_row(self.w, -self.lr, gradient, self.layout.n_weights)
+            add_row(self.w, -self.lr, g, self.layout.n_weights)
 
     # -- Gradients
 
     def gradient(self, Examples examples, slots):
-        """Gradient of the mean CE of these examples, flat in torch's order: float32 (n_parameters,)."""
-        memset(self.scratch, 0, self.layout.n_weights * sizeof(float))
-        self.loss = self.batch.mean_gradient(self.w, examples, slots, self.scratch)
-        return self.layout.to_flat(self.scratch)
+        """Gradient of the mean CE of these examples, a vector."""
+        gradient = self.layout.new_vector()
+        self.loss = self.batch.mean_gradient(self.w, examples, slots, self.layout.vector(gradient))
+        return gradient
 
-    def task_gradients(self, Examples examples, list_of_slots, pool=None, Py_ssize_t threads=1):
-        """TaskGradients of the mean CE on each of these lists of slots (none empty: ValueError).
+    def task_gradients(self, Examples examples, list_of_slots, pool=None, Py_ssize_t threads=1, factored=None):
+        """The gradients of the mean CE on each of these lists of slots (none empty: ValueError).
 
-        With a pool (concurrent.futures), so many threads compute them, the caller's among them; the results are the same.
-        They share memory that the net keeps: the next call overwrites what an earlier one returned.
+        TaskGradients, which holds them; with a pool (concurrent.futures), so many threads compute them, the caller's
+        among them, and the results are the same. Or FactoredGradients, which makes none of them; which of the two,
+        their costs decide, unless `factored` does. Both share memory that the net keeps: the next call overwrites what
+        an earlier one returned.
         """
+        if factored is None:
+            factored = worth_factoring(self.layout, len(list_of_slots), sum([len(slots) for slots in list_of_slots]))
+        if factored:
+            return FactoredGradients(self, examples, list_of_slots)
         return TaskGradients(self, examples, list_of_slots, pool, threads)
 
     cdef Batch helper(self, Py_ssize_t number):
@@ -268,4 +320,5 @@ cdef class MLP(Weights):
 
 
 include "_gradients.pxi"
+include "_factors.pxi"
 include "_images.pxi"

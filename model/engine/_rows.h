@@ -1,11 +1,17 @@
-/* The arithmetic of the kernels: row operations, on which everything rests. Compiles without Python.
+/* The arithmetic of the kernels, all of it: row operations, on which everything rests, and a few functions. Compiles
+   without Python.
+
+   The same bits on every machine. Numbers side by side may be computed in registers of any width, but the order of every
+   sum is written down here: over rows, in the order of the list; within a row, in 16 lanes (a line) that one tree of
+   additions brings together (sum_of). Multiplications and additions are rounded apart (-ffp-contract=off), and exp and log
+   are our own. So results do not depend on TILE, nor on anything else that is chosen for a CPU.
 
    A row operation does something with the rows that a list names, and a vector of their length:
 
-       add_rows     vector += sum_k value[k] rows[index[k]]                               forward pass, for one example
-       add_users    the same for the rows whose bit is set in a word                      update, for a group of examples
+       add_rows     vector += sum_k value[k] rows[index[k]]                               forward and backward pass
+       add_entries  the same for a list of (offset of the row, value)                     update, for a group of examples
        add_to_rows  rows[index[k]] += value[k] vector                                     update, for one example
-       dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  backward pass (and update)
+       dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  backward pass, for one example
 
    Each costs O(n width) for n rows. `width` is a multiple of LINE; rows lie `stride` floats apart. The vector stays in the
    CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where it is too long for that
@@ -18,8 +24,24 @@
 enum {
     LINE = 16,                  /* floats in a cache line */
     MOST = 32,                  /* registers in the largest tile */
-    NO_END = 0x7FFFFFFF
+    NO_END = 0x7FFFFFFF,
+    DOT = 7 * LINE,             /* floats of a row whose products are summed in lanes, before the lanes are summed */
+    GROUP = 64,                 /* examples that pass over the rows together */
+    BUCKET = GROUP + 8,         /* room for the entries of a row in a group; not a power of 2, for the cache's sake */
+    FEW = 4,                    /* fewer than that go one by one */
+    CACHED = 32768              /* bytes of rows that a group passes over at a time */
 };
+
+typedef struct {                /* a vector: its non-zero entries in order */
+    ptrdiff_t n;
+    int32_t *index;
+    float *value;
+} Sparse;
+
+typedef struct {                /* one use of a row */
+    int32_t offset;             /* of the row that is multiplied, in floats */
+    float value;
+} Entry;
 
 /* vec: what a register holds. TILE: lines whose sums all stay in registers */
 #if defined(__AVX512F__)
@@ -46,13 +68,28 @@ enum { VECS = LINE * sizeof(float) / sizeof(vec) };     /* registers in a line *
 #define KEEP(v)
 #endif
 
+typedef float quad __attribute__((vector_size(16), may_alias));
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int __attribute__((vector_size(16)))) {i, j, k, l})
+#endif
+
+/* ROW(p): p is a row's address, from which its vectors lie at constant distances. Without it GCC keeps an address for each
+   of them, which there are not registers for. */
+#define ROW(p) __asm__("" : "+r"(p))
+
+/* A loop that is unrolled before all else, so that an array of vec becomes registers. */
+#define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Does the statement for j = 0, TILE, 2 TILE, ... lines, in floats, below `width`. In it, LINES is how many lines there are
    from j on, at most TILE, as a constant: the compiler makes a copy of the statement for each, and unrolls its loops. */
-#define IN_TILES(width, ...) \
-    for (ptrdiff_t j = 0; j < (width); j += TILE * LINE) \
-        switch (((width) - j) / LINE < TILE ? ((width) - j) / LINE : TILE) { \
+#define IN_TILES(width, ...) IN_TILES_OF(TILE, width, __VA_ARGS__)
+#define IN_TILES_OF(tile, width, ...) \
+    for (ptrdiff_t j = 0; j < (width); j += tile * LINE) \
+        switch (((width) - j) / LINE < tile ? ((width) - j) / LINE : tile) { \
             ONE_TILE(8, __VA_ARGS__) \
             ONE_TILE(7, __VA_ARGS__) \
             ONE_TILE(6, __VA_ARGS__) \
@@ -65,13 +102,18 @@ enum { VECS = LINE * sizeof(float) / sizeof(vec) };     /* registers in a line *
 #define ONE_TILE(lines, ...) case lines: { enum { LINES = lines }; __VA_ARGS__; break; }
 
 
-INLINE float sum_of(vec v) {            /* of its numbers */
-    typedef float quad __attribute__((vector_size(16), may_alias));
-    const quad *q = (const quad *) &v;
+/* The sum of a line: lanes i and i + 8, then i and i + 4, i and i + 2, i and i + 1. */
+INLINE float sum_of(vec *line) {
+    for (int n = VECS / 2; n; n /= 2)
+        for (int c = 0; c < n; c++)
+            line[c] = line[c] + line[c + n];
+    const quad *q = (const quad *) line;
     quad sum = q[0];
-    for (unsigned i = 1; i < sizeof(vec) / sizeof(quad); i++)
-        sum += q[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    if (sizeof(vec) == 64)
+        sum = (q[0] + q[2]) + (q[1] + q[3]);
+    if (sizeof(vec) == 32)
+        sum = q[0] + q[1];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 
@@ -79,16 +121,32 @@ INLINE ptrdiff_t add_rows_tile(const int lines, const float *rows, ptrdiff_t str
                                const float *value, ptrdiff_t n, int32_t end, float *vector) {
     vec total[MOST];
     ptrdiff_t k = 0;
-    for (int c = 0; c < lines * VECS; c++)
+    EACH(c, lines * VECS)
         total[c] = ((const vec *) vector)[c];
     for (; k < n && index[k] < end; k++) {
         const vec *row = (const vec *) (rows + index[k] * stride);
-        for (int c = 0; c < lines * VECS; c++)
+        ROW(row);
+        EACH(c, lines * VECS)
             total[c] = total[c] + value[k] * row[c];
     }
-    for (int c = 0; c < lines * VECS; c++)
+    EACH(c, lines * VECS)
         ((vec *) vector)[c] = total[c];
     return k;
+}
+
+/* The same for rows of one line, all of them: four sums side by side, as an addition takes longer than what is added. */
+INLINE void add_lines(const float *rows, const int32_t *index, const float *value, ptrdiff_t n, float *vector) {
+    vec total[4][VECS] = {0};
+    ptrdiff_t k = 0;
+    for (; k + 4 <= n; k += 4)
+        EACH(i, 4)
+            EACH(c, VECS)
+                total[i][c] = total[i][c] + value[k + i] * ((const vec *) (rows + index[k + i] * LINE))[c];
+    for (; k < n; k++)
+        EACH(c, VECS)
+            total[0][c] = total[0][c] + value[k] * ((const vec *) (rows + index[k] * LINE))[c];
+    EACH(c, VECS)
+        ((vec *) vector)[c] += (total[0][c] + total[1][c]) + (total[2][c] + total[3][c]);
 }
 
 /* vector[:width] += sum_k value[k] rows[index[k], :width] over k < n as long as index[k] < end; returns how many k. */
@@ -100,36 +158,30 @@ static inline ptrdiff_t add_rows(const float *rows, ptrdiff_t stride, ptrdiff_t 
 }
 
 
-INLINE void add_users_tile(const int lines, const float *rows, ptrdiff_t stride, uint64_t users, const float *value,
-                           float *vector) {
+INLINE void add_entries_tile(const int lines, const int fresh, const float *rows, const Entry *entry, ptrdiff_t n, float *vector) {
     vec total[MOST];
-    for (int c = 0; c < lines * VECS; c++)
-        total[c] = ((const vec *) vector)[c];
-    for (; users; users &= users - 1) {
-        int b = __builtin_ctzll(users);
-        const vec *row = (const vec *) (rows + b * stride);
-        for (int c = 0; c < lines * VECS; c++)
-            total[c] = total[c] + value[b] * row[c];
+    EACH(c, lines * VECS)
+        total[c] = fresh ? (vec) {0} : ((const vec *) vector)[c];
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const vec *row = (const vec *) (rows + entry[k].offset);
+        ROW(row);
+        EACH(c, lines * VECS)
+            total[c] = total[c] + entry[k].value * row[c];
     }
-    for (int c = 0; c < lines * VECS; c++)
+    EACH(c, lines * VECS)
         ((vec *) vector)[c] = total[c];
-}
-
-/* vector[:width] += sum_b value[b] rows[b, :width] over the b whose bit is set in users. */
-static inline void add_users(const float *rows, ptrdiff_t stride, ptrdiff_t width, uint64_t users, const float *value,
-                             float *vector) {
-    IN_TILES(width, add_users_tile(LINES, rows + j, stride, users, value, vector + j))
 }
 
 
 INLINE void add_to_rows_tile(const int lines, float *rows, ptrdiff_t stride, const int32_t *index, const float *value,
                              ptrdiff_t n, const float *vector) {
     vec held[MOST];
-    for (int c = 0; c < lines * VECS; c++)
+    EACH(c, lines * VECS)
         held[c] = ((const vec *) vector)[c];
     for (ptrdiff_t k = 0; k < n; k++) {
         vec *row = (vec *) (rows + index[k] * stride);
-        for (int c = 0; c < lines * VECS; c++)
+        ROW(row);
+        EACH(c, lines * VECS)
             row[c] = row[c] + value[k] * held[c];
     }
 }
@@ -143,16 +195,14 @@ static inline void add_to_rows(float *rows, ptrdiff_t stride, ptrdiff_t width, c
 
 INLINE void dot_rows_tile(const int lines, const int update, float *rows, ptrdiff_t stride, const int32_t *index,
                           const float *value, ptrdiff_t n, const float *vector, float *out) {
-    vec held[MOST];
-    for (int c = 0; c < lines * VECS; c++)
+    vec held[MOST], products[VECS];
+    EACH(c, lines * VECS)
         held[c] = ((const vec *) vector)[c];
     for (ptrdiff_t k = 0; k < n; k++) {
         vec *row = (vec *) (rows + index[k] * stride);
-        vec products = row[0] * held[0];
-        if (update)
-            row[0] = row[0] + value[k] * held[0];
-        for (int c = 1; c < lines * VECS; c++) {
-            products = products + row[c] * held[c];
+        ROW(row);
+        EACH(c, lines * VECS) {
+            products[c % VECS] = c < VECS ? row[c] * held[c] : products[c % VECS] + row[c] * held[c];
             if (update)
                 row[c] = row[c] + value[k] * held[c];
         }
@@ -163,28 +213,140 @@ INLINE void dot_rows_tile(const int lines, const int update, float *rows, ptrdif
 /* out[index[k]] += rows[index[k], :width] . vector[:width] for k < n; then, with update (a constant), as add_to_rows. */
 INLINE void dot_rows(const int update, float *rows, ptrdiff_t stride, ptrdiff_t width, const int32_t *index,
                      const float *value, ptrdiff_t n, const float *vector, float *out) {
-    IN_TILES(width, dot_rows_tile(LINES, update, rows + j, stride, index, value, n, vector + j, out))
+    IN_TILES_OF(DOT / LINE, width,
+                dot_rows_tile(LINES, update, rows + j, stride, index, value, n, vector + j, out))
 }
 
+
+/* ---- Examples in a group, up to GROUP of them, each of which is a vector of inputs x and a row of outputs or gradients */
+
+/* h[:width] = sum_i x[i] rows[i, :width] */
+static inline void forward(const float *rows, ptrdiff_t width, const Sparse *x, float *h) {
+    memset(h, 0, width * sizeof(float));
+    if (width == LINE)
+        add_lines(rows, x->index, x->value, x->n, h);
+    else
+        add_rows(rows, width, width, x->index, x->value, x->n, NO_END, h);
+}
+
+INLINE void pass_over_tile(const int lines, const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, const Sparse *x,
+                           ptrdiff_t n, float *h, ptrdiff_t width) {
+    ptrdiff_t done[GROUP] = {0};        /* entries of each example */
+    ptrdiff_t row = lines * LINE * sizeof(float), parts = (n_rows * row + CACHED / 2) / CACHED;
+    int32_t step = (int32_t) (parts > 1 ? (n_rows + parts - 1) / parts : n_rows);
+    for (int32_t end = step; end < n_rows + step; end += step)
+        for (ptrdiff_t b = 0; b < n; b++)
+            done[b] += add_rows_tile(lines, rows, stride, x[b].index + done[b], x[b].value + done[b], x[b].n - done[b], end,
+                                     h + b * width);
+}
+
+/* h[b, :width] = sum_i x_b[i] rows[i, :width] for n examples: all pass over a cacheful of rows, then over the next. */
+static inline void pass_over(const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, ptrdiff_t width, const Sparse *x,
+                             ptrdiff_t n, float *h) {
+    memset(h, 0, n * width * sizeof(float));
+    IN_TILES(width, pass_over_tile(LINES, rows + j, n_rows, stride, x, n, h + j, width))
+}
+
+/* forward() for n examples, h (n, width). */
+static inline void forward_group(const float *rows, ptrdiff_t n_rows, ptrdiff_t width, const Sparse *x, ptrdiff_t n,
+                                 float *h) {
+    if (n < FEW || width == LINE)
+        for (ptrdiff_t b = 0; b < n; b++)
+            forward(rows, width, &x[b], h + b * width);
+    else
+        pass_over(rows, n_rows, width, width, x, n, h);
+}
+
+/* ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(n) */
+static inline void active_units(const float *h, ptrdiff_t n, Sparse *x) {
+    ptrdiff_t k = 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        x->index[k] = (int32_t) j;
+        x->value[k] = h[j];
+        k += !(h[j] <= 0);
+    }
+    x->index[k] = (int32_t) n;
+    x->value[k] = 1;
+    x->n = k + 1;
+}
+
+/* The gradient below a ReLU: delta[:width] becomes 0 but for the active units of x, and d the list of what it is there. */
+static inline void keep_active(const Sparse *x, float *delta, ptrdiff_t width, Sparse *d) {
+    d->n = x->n - 1;
+    d->index = x->index;
+    for (ptrdiff_t k = 0; k < d->n; k++)
+        d->value[k] = delta[x->index[k]];
+    memset(delta, 0, width * sizeof(float));
+    for (ptrdiff_t k = 0; k < d->n; k++)
+        delta[x->index[k]] = d->value[k];
+}
+
+/* out[j, i] = rows[i, j] for i < n_in, j < n_out, and 0 for the other i < width_out; rows (>= n_in, width). */
+static inline void transpose(const float *rows, ptrdiff_t n_in, ptrdiff_t n_out, ptrdiff_t width, float *out,
+                             ptrdiff_t width_out) {
+    for (ptrdiff_t j0 = 0; j0 < n_out; j0 += LINE)
+        for (ptrdiff_t i = 0; i < width_out; i += 4)
+            for (ptrdiff_t j = j0; j < j0 + LINE && j < n_out; j += 4) {
+                quad row[4] = {{0}};
+                for (int k = 0; k < 4 && i + k < n_in; k++)
+                    row[k] = *(const quad *) (rows + (i + k) * width + j);
+                quad a = SHUFFLE(row[0], row[1], 0, 4, 1, 5), b = SHUFFLE(row[2], row[3], 0, 4, 1, 5);
+                quad c = SHUFFLE(row[0], row[1], 2, 6, 3, 7), d = SHUFFLE(row[2], row[3], 2, 6, 3, 7);
+                quad column[4] = {SHUFFLE(a, b, 0, 1, 4, 5), SHUFFLE(a, b, 2, 3, 6, 7),
+                                  SHUFFLE(c, d, 0, 1, 4, 5), SHUFFLE(c, d, 2, 3, 6, 7)};
+                for (int k = 0; k < 4 && j + k < n_out; k++)
+                    *(quad *) (out + (j + k) * width_out + i) = column[k];
+            }
+}
+
+/* The entries of n examples by row: entry[i * BUCKET:][:count[i]] are those of row i, in the order of the examples, with
+   the offset of the example in memory of rows of `width` floats. */
+static inline void sort_by_row(const Sparse *x, ptrdiff_t n, ptrdiff_t n_rows, ptrdiff_t width, Entry *entry,
+                               int32_t *count) {
+    memset(count, 0, n_rows * sizeof(int32_t));
+    for (ptrdiff_t b = 0; b < n; b++)
+        for (ptrdiff_t k = 0; k < x[b].n; k++) {
+            int32_t i = x[b].index[k];
+            entry[i * BUCKET + count[i]++] = (Entry) {(int32_t) (b * width), x[b].value[k]};
+        }
+}
+
+/* target[i, :width] += sum_b x_b[i] delta[b, :width] for all rows i, with the entries of x by row; with fresh, a constant,
+   = instead of +=. */
+INLINE void add_sorted(const int fresh, const Entry *entry, const int32_t *count, ptrdiff_t n_rows, ptrdiff_t width,
+                       const float *delta, float *target) {
+    IN_TILES(width, for (ptrdiff_t i = 0; i < n_rows; i++)
+                        if (fresh || count[i])
+                            add_entries_tile(LINES, fresh, delta + j, entry + i * BUCKET, count[i], target + i * width + j))
+}
+
+
+/* a[:n] . b[:n]; n is a multiple of LINE.  O(n) */
+static inline float dot(const float *a, const float *b, ptrdiff_t n) {
+    vec total[VECS] = {0};
+    for (ptrdiff_t v = 0; v < n / LINE * VECS; v += VECS)
+        EACH(c, VECS)
+            total[c] = total[c] + ((const vec *) a)[v + c] * ((const vec *) b)[v + c];
+    return sum_of(total);
+}
 
 /* For Gram matrices: products[2 i + j] = a[i][:n] . b[j][:n] for i < 4, j < 2; n is a multiple of LINE.  O(n)
    What is read from the cache serves two products or four; each product has a register of its own. */
 static inline void four_by_two(const float *const *a, const float *const *b, ptrdiff_t n, float *products) {
-    vec total[8], of_b[2];
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++)
-            total[2 * i + j] = *(const vec *) a[i] * *(const vec *) b[j];
-    for (ptrdiff_t v = 1; v < n / LINE * VECS; v++) {
-        for (int j = 0; j < 2; j++)
-            of_b[j] = ((const vec *) b[j])[v];
-        for (int i = 0; i < 4; i++) {
-            vec of_a = ((const vec *) a[i])[v];
-            KEEP(of_a);
-            for (int j = 0; j < 2; j++)
-                total[2 * i + j] = total[2 * i + j] + of_a * of_b[j];
+    vec total[8][VECS] = {0};
+    EACH(c, VECS)      /* one after another: there are not registers for all of a line */
+        for (ptrdiff_t v = c; v < n / LINE * VECS; v += VECS) {
+            vec of_b[2];
+            EACH(j, 2)
+                of_b[j] = ((const vec *) b[j])[v];
+            EACH(i, 4) {
+                vec of_a = ((const vec *) a[i])[v];
+                KEEP(of_a);
+                EACH(j, 2)
+                    total[2 * i + j][c] = total[2 * i + j][c] + of_a * of_b[j];
+            }
         }
-    }
-    for (int i = 0; i < 8; i++)
+    EACH(i, 8)
         products[i] = sum_of(total[i]);
 }
 
@@ -196,18 +358,97 @@ static inline void add_row(float *y, float a, const float *x, ptrdiff_t n) {    
         y[j] += a * x[j];
 }
 
+static inline void add_product(float *y, const float *a, const float *b, ptrdiff_t n) {         /* y += a b */
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] += a[j] * b[j];
+}
+
+static inline void scale(float *y, float a, const float *x, ptrdiff_t n) {                      /* y = a x */
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] = a * x[j];
+}
+
 static inline void interpolate(float *y, const float *y0, float step, ptrdiff_t n) {            /* y = y0 + (y - y0) step */
     for (ptrdiff_t j = 0; j < n; j++)
         y[j] = y0[j] + (y[j] - y0[j]) * step;
 }
 
-/* w -= rate (stiffness w - pull); returns the sum of w (stiffness w - 2 pull) before that. */
+/* w -= rate (stiffness w - pull), for n of them, a multiple of LINE; the sum of w (stiffness w - 2 pull) before that. */
 static inline float spring(float *w, const float *stiffness, const float *pull, float rate, ptrdiff_t n) {
-    float sum = 0;
-    for (ptrdiff_t j = 0; j < n; j++) {
-        float old = w[j], force = stiffness[j] * old - pull[j];
-        sum += old * (force - pull[j]);
-        w[j] = old - rate * force;
-    }
-    return sum;
+    vec sum[VECS] = {0};
+    for (ptrdiff_t v = 0; v < n / LINE * VECS; v += VECS)
+        EACH(c, VECS) {
+            vec p = ((const vec *) pull)[v + c], old = ((vec *) w)[v + c], force = ((const vec *) stiffness)[v + c] * old - p;
+            sum[c] = sum[c] + old * (force - p);
+            ((vec *) w)[v + c] = old - rate * force;
+        }
+    return sum_of(sum);
+}
+
+
+/* ---- Functions */
+
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(x));
+    return bits;
+}
+
+INLINE float of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+/* e^x, to one unit in the last place; 0 below -104, infinite above 88.72, NaN of NaN. (polynomials: Moshier, Cephes) */
+INLINE float exp_of(float x) {
+    x = x < -104 ? -104 : x > 89 ? 89 : x;
+    float shifted = x * 1.44269504f + 12582912;                         /* the last bit of 1.5 2^23 is worth 1 */
+    float n = shifted - 12582912;                                       /* x = n log 2 + r, |r| <= log(2) / 2 */
+    float r = (x - n * .693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    uint32_t i = bits_of(shifted) - bits_of(12582912);                  /* n; in two halves, as 2^n may be no float */
+    uint32_t half = (i >> 1) | (i & 0x80000000);
+    return (1 + (r + r * r * p)) * of_bits((half + 127) << 23) * of_bits((i - half + 127) << 23);
+}
+
+/* log x for x >= 1, to one unit in the last place; NaN of NaN. (polynomials: Moshier, Cephes) */
+INLINE float log_of(float x) {
+    uint32_t i = (bits_of(x) - bits_of(.70710678f)) >> 23;              /* x = 2^i (1 + f), .707 <= 1 + f < 1.414 */
+    float f = of_bits(bits_of(x) - (i << 23)) - 1, n = (float) (int32_t) i, p = 7.0376836292e-2f;
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    float y = f * (f * f) * p - n * 2.12194440e-4f;
+    return x <= 3.402823466e38f ? (f + (y - .5f * (f * f))) + n * .693359375f : x;
+}
+
+/* Returns -log softmax(z)[y], z being n numbers; puts scale * its gradient, softmax(z) - onehot(y), in their place, and 0
+   in that of the padding up to width.  O(n) */
+static inline double cross_entropy(float *z, ptrdiff_t n, ptrdiff_t width, int64_t y, float scale) {
+    float largest = z[0], sum = 0;
+    for (ptrdiff_t j = 1; j < n; j++)
+        if (!(z[j] <= largest))
+            largest = z[j];
+    float loss = largest - z[y];
+    for (ptrdiff_t j = 0; j < width; j++)
+        z[j] = exp_of(z[j] - largest);
+    for (ptrdiff_t j = 0; j < n; j++)
+        sum += z[j];
+    float factor = scale / sum;
+    for (ptrdiff_t j = 0; j < n; j++)
+        z[j] *= factor;
+    z[y] -= scale;
+    memset(z + n, 0, (width - n) * sizeof(float));
+    return (double) loss + log_of(sum);
 }

@@ -2,7 +2,9 @@
 
     x, t, y   inputs, task and label of an example
     slot      an example's place in `Examples`; a batch is a list of slots
-    theta     the parameters of a network; a flat vector of P numbers in PyTorch's order where one is passed around
+    theta     the parameters of a network
+    vector    one number for each parameter, and zeros, in an order of the engine's own: what `gradient` gives and other
+              methods take. Elementwise operations leave it one. In PyTorch's order, flat, P numbers, in a `state`
 
 An engine offers `examples`, `network` and `draws`, and adds up the training losses.
 """
@@ -45,7 +47,7 @@ class Network(ABC):
 
     @abstractmethod
     def gradient(self, batch):
-        """(P,) gradient of the mean loss of the batch alone: no anchor counts; the loss is added to the engine's."""
+        """Gradient of the mean loss of the batch alone, a vector: no anchor counts; the loss is added to the engine's."""
 
     @abstractmethod
     def task_gradients(self, batches):
@@ -53,7 +55,7 @@ class Network(ABC):
 
     @abstractmethod
     def descend(self, gradient):
-        """theta <- theta - lr * gradient, for a (P,) gradient."""
+        """theta <- theta - lr * gradient, a vector."""
 
     @abstractmethod
     def anchor(self, importance, strength):
@@ -123,7 +125,7 @@ class TaskGradients(ABC):
 
     @abstractmethod
     def combine(self, v, gradient):
-        """(P,) G^T v + gradient."""
+        """G^T v + gradient, a vector."""
 
 
 class Engine(ABC):

@@ -197,7 +197,7 @@ def test_gradient_is_autograds(kernels, case):
     for n in (BATCHES[case], 1, 70):  # twice on the same net: nothing is left over from the batch before
         slots = s.batch(n)
         loss = s.twin.loss(*s.of(slots, np.full(n, 1 / n)))
-        found = s.net.gradient(s.examples, slots)
+        found = s.net.flat(s.net.gradient(s.examples, slots))
         assert found.dtype == np.float32
         assert distance(found, s.twin.gradient(loss)) <= TOLERANCE
         assert s.net.loss == pytest.approx(loss.item(), rel=TOLERANCE)
@@ -241,7 +241,7 @@ def test_every_number_of_examples(kernels, case):
         s.net.set_weights(*s.weights)
         slots = s.batch(n)
         wanted = s.twin.gradient(s.twin.loss(*s.of(slots, np.full(n, 1 / n))))
-        assert distance(s.net.gradient(s.examples, slots), wanted) <= TOLERANCE, n
+        assert distance(s.net.flat(s.net.gradient(s.examples, slots)), wanted) <= TOLERANCE, n
         s.net.sgd_batch(s.examples, slots, [1 / n] * n)
         assert distance((flat(s.weights).astype(np.float64) - s.flat()) / STEEP, wanted) <= TOLERANCE, n
 
@@ -265,7 +265,7 @@ def test_hidden_units_of_exactly_zero_have_no_gradient(kernels):
     net, twin, examples = kernels.MLP(*weights, 0.5), Twin(weights, 0.5), kernels.Examples(1, 9)
     examples.put(0, np.zeros(9, np.float32), 0, 2)
     wanted = twin.gradient(twin.loss(np.zeros((1, 9)), [0], [2], [1]))
-    assert distance(net.gradient(examples, [0] * 5), wanted) <= TOLERANCE
+    assert distance(net.flat(net.gradient(examples, [0] * 5)), wanted) <= TOLERANCE
     assert np.count_nonzero(wanted) == 4
     net.sgd_each(examples, [0])
     assert distance(flat(weights) - flat(net.weights()), 0.5 * wanted) <= TOLERANCE
@@ -277,8 +277,41 @@ def test_large_outputs_do_not_overflow(kernels):
     x, y = np.array([[1, 0], [1, 0.5]], np.float32), [2, 0]
     examples.put_many(0, x, 0, y)
     loss = twin.loss(x, [0, 0], y, [0.5, 0.5])
-    assert distance(net.gradient(examples, [0, 1]), twin.gradient(loss)) <= TOLERANCE
+    assert distance(net.flat(net.gradient(examples, [0, 1])), twin.gradient(loss)) <= TOLERANCE
     assert net.loss == pytest.approx(500) == loss.item()
+
+
+@pytest.mark.parametrize("name", ["exp", "log"])
+def test_functions_are_right_to_one_unit_in_the_last_place(kernels, name):
+    """Over all that they are for, with all the exponents there are."""
+    rng = np.random.default_rng(12)
+    bits = rng.integers(0, 1 << 32, 200_000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    near = rng.uniform(-104, 89, 100_000).astype(np.float32)
+    x = np.concatenate(
+        [bits, near, np.float32([0, -0.0, 1, np.inf, -np.inf, np.nan, 88.72283, 88.7229, -103.97, -104])]
+    )
+    if name == "log":
+        x = np.concatenate([np.abs(x)[np.abs(x) >= 1], rng.uniform(1, 50, 100_000).astype(np.float32), np.float32([1])])
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        wanted = getattr(np, name)(x.astype(np.float64))
+        found, nearest = getattr(kernels, name)(x), wanted.astype(np.float32)
+    usual = np.isfinite(nearest)
+    np.testing.assert_array_equal(found[~usual], nearest[~usual])
+    unit = np.spacing(np.abs(nearest[usual]))
+    assert np.all(np.abs(found[usual] - wanted[usual]) <= unit)
+
+
+def test_vectors(kernels):
+    """They are in torch's order after `flat`, and elementwise operations leave them vectors."""
+    for case in CASES:
+        s = Setting(kernels, case)
+        values = s.rng.normal(size=s.net.n_parameters).astype(np.float32)
+        vector = s.net.vector(values)
+        assert np.array_equal(s.net.flat(vector), values) and np.array_equal(s.net.flat(vector**2), values**2)
+        assert (vector**2).sum() == pytest.approx((values**2).sum(), rel=1e-5)
+        start = s.flat()
+        s.net.descend(vector)
+        assert np.array_equal(s.flat(), start - np.float32(s.lr) * values)
 
 
 # Reptile
@@ -291,7 +324,7 @@ def test_reptile_is_a_copy_and_an_interpolation(kernels, seed):
     source = kernels.MLP(*random_weights(s.rng, s.sizes, s.n_heads), 0.1)
     if seed % 2:  # with anchors, which move rows that no example touches
         importance = (s.rng.random(s.net.n_parameters) * (s.rng.random(s.net.n_parameters) < 0.01)).astype(np.float32)
-        s.net.anchor(importance, 0.5)
+        s.net.anchor(s.net.vector(importance), 0.5)
         s.twin.anchor(importance, 0.5)
     ended = set()
     for i in range(40):
@@ -316,7 +349,7 @@ def test_reptile_is_a_copy_and_an_interpolation(kernels, seed):
             s.twin.step(*s.of(slots, weights))
         elif kind == "descend":
             gradient = s.rng.normal(0, 0.05, s.net.n_parameters).astype(np.float32)
-            s.net.descend(gradient)
+            s.net.descend(s.net.vector(gradient))
             s.twin.descend(gradient)
         elif kind == "take over" and i % 3 == 0:
             s.net.copy_from(source)
@@ -329,8 +362,8 @@ def test_reptile_is_a_copy_and_an_interpolation(kernels, seed):
 def test_reptile_of_step_0_and_1_is_exact(kernels, anchored):
     s = Setting(kernels, 11)
     if anchored:
-        s.net.anchor(np.full(s.net.n_parameters, 0.1, np.float32), 1)
-        s.net.descend(np.ones(s.net.n_parameters, np.float32))
+        s.net.anchor(s.net.vector(np.full(s.net.n_parameters, 0.1, np.float32)), 1)
+        s.net.descend(s.net.vector(np.ones(s.net.n_parameters, np.float32)))
     start = s.net.weights()
     s.net.begin_reptile()
     s.net.sgd_each(s.examples, s.batch(3))
@@ -372,7 +405,7 @@ def test_anchors_are_a_penalty_for_every_past_task(kernels, case):
     for task in range(4):
         importance = s.rng.random(s.net.n_parameters).astype(np.float32)
         importance *= s.rng.random(s.net.n_parameters) < [1, 0.05, 0, 0.5][task]
-        s.net.anchor(importance, [2, 0.5, 1, 0.1][task])
+        s.net.anchor(s.net.vector(importance), [2, 0.5, 1, 0.1][task])
         s.twin.anchor(importance, [2, 0.5, 1, 0.1][task])
         for _ in range(3):
             slots = s.batch(7)
@@ -406,16 +439,16 @@ def test_anchors_are_a_penalty_for_every_past_task(kernels, case):
     other.sgd_each(s.examples, [4, 5])
     plain.each(*s.of([4, 5]))
     assert distance(flat(other.weights()), plain.flat()) <= TOLERANCE
-    other.anchor(np.zeros(other.n_parameters, np.float32), 1)  # and nothing of the old ones returns
+    other.anchor(other.vector(np.zeros(other.n_parameters, np.float32)), 1)  # and nothing of the old ones returns
     assert not any(np.any(part) for part in other.anchors())
 
 
 def test_gradient_leaves_the_anchors_out(kernels):
     s = Setting(kernels, 5)
     wanted = s.net.gradient(s.examples, [1, 2])
-    s.net.anchor(np.ones(s.net.n_parameters, np.float32), 1)
+    s.net.anchor(s.net.vector(np.ones(s.net.n_parameters, np.float32)), 1)
     before = s.net.weights()
-    s.net.descend(np.zeros(s.net.n_parameters, np.float32))
+    s.net.descend(s.net.vector(np.zeros(s.net.n_parameters, np.float32)))
     assert same(s.net.weights(), before)
     assert np.array_equal(s.net.gradient(s.examples, [1, 2]), wanted)
 
@@ -423,35 +456,83 @@ def test_gradient_leaves_the_anchors_out(kernels):
 # task gradients
 
 
-@pytest.mark.parametrize("case", range(8))
-def test_task_gradients(kernels, case):
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("case", range(12))
+def test_task_gradients(kernels, case, factored):
     s = Setting(kernels, case)
-    lists = [s.batch(n) for n in [1, 5, 70, 2, 64, 3][: 1 + case % 6]]
+    lists = [s.batch(n) for n in [1, 5, 70, 2, 64, 3, 200][: 1 + case % 7]]
     G = np.array([s.twin.gradient(s.twin.loss(*s.of(slots, np.full(len(slots), 1 / len(slots))))) for slots in lists])
-    gradients = s.net.task_gradients(s.examples, lists)
-    assert gradients.n_tasks == len(lists)
+    loss = sum(s.twin.loss(*s.of(slots, np.full(len(slots), 1 / len(slots)))).item() for slots in lists)
+    if factored and s.n_heads > 1:
+        with pytest.raises(ValueError, match="several first layers"):
+            s.net.task_gradients(s.examples, lists, factored=True)
+        return
+    gradients = s.net.task_gradients(s.examples, lists, factored=factored)
+    assert type(gradients).__name__ == ("FactoredGradients" if factored else "TaskGradients")
+    assert gradients.n_tasks == len(lists) and gradients.loss == pytest.approx(loss, rel=TOLERANCE)
     g = s.rng.normal(0, 0.1, s.net.n_parameters).astype(np.float32)
-    scale = np.linalg.norm(G, axis=1)
-    assert np.all(np.abs(gradients.dot(g) - G @ g) <= TOLERANCE * scale * np.linalg.norm(g))
-    s.net.descend(g)  # what they are doesn't change with the net, nor from one question to the next
+    vector, scale = s.net.vector(g), np.linalg.norm(G, axis=1)
+    assert np.all(np.abs(gradients.dot(vector) - G @ g) <= TOLERANCE * scale * np.linalg.norm(g))
+    s.net.descend(vector)  # what they are doesn't change with the net, nor from one question to the next
+    s.net.gradient(s.examples, s.batch(7))
     assert np.all(np.abs(gradients.gram() - G @ G.T) <= 2 * TOLERANCE * np.outer(scale, scale))
     v = s.rng.random(len(lists))
     for _ in range(2):
-        assert distance(gradients.combine(v, g), G.T @ v + g) <= TOLERANCE
-    assert np.all(np.abs(gradients.dot(g) - G @ g) <= TOLERANCE * scale * np.linalg.norm(g))
-    assert gradients.gram().dtype == gradients.dot(g).dtype == np.float64
-    for wrong in (g[1:], np.append(g, g[:1])):
+        assert distance(s.net.flat(gradients.combine(v, vector)), G.T @ v + g) <= TOLERANCE
+    moved = np.append(np.float32(0), vector)[1:]  # not at the start of a cache line
+    assert np.array_equal(gradients.dot(moved), gradients.dot(vector))
+    assert np.array_equal(gradients.combine(v, moved), gradients.combine(v, vector))
+    assert np.all(np.abs(gradients.dot(vector) - G @ g) <= TOLERANCE * scale * np.linalg.norm(g))
+    assert gradients.gram().dtype == gradients.dot(vector).dtype == np.float64
+    for wrong in (vector[1:], np.append(vector, vector[:1])):
         with pytest.raises(ValueError):
             gradients.dot(wrong)
         with pytest.raises(ValueError):
             gradients.combine(v, wrong)
     with pytest.raises(ValueError):
-        gradients.combine(np.append(v, 1), g)
+        gradients.combine(np.append(v, 1), vector)
 
 
-def test_gradients_of_no_tasks(kernels):
+def test_factors_follow_the_examples_and_the_weights(kernels):
+    """The products of the inputs are kept from step to step, as long as the slots hold what they held."""
+    s = Setting(kernels, 1)
+    lists = [s.batch(n) for n in (3, 4, 2)]
+    for change in ("nothing", "weights", "slot", "copy", "lists", "nothing", "examples"):
+        if change == "weights":
+            s.net.sgd_batch(s.examples, s.batch(20))
+        elif change == "slot":
+            s.examples.put(lists[1][0], s.rng.normal(size=s.D).astype(np.float32), 9, 0)
+        elif change == "copy":
+            s.examples.copy(lists[0][0], lists[2][1])
+        elif change == "lists":
+            lists = [*lists, s.batch(5)]
+        elif change == "examples":
+            x, t, y = s.examples.get(range(40))
+            s.examples = kernels.Examples(40, s.D)
+            for slot in range(40):
+                s.examples.put(slot, x[39 - slot], t[slot], y[slot])
+        found = s.net.task_gradients(s.examples, lists, factored=True).gram()
+        wanted = s.net.task_gradients(s.examples, lists, factored=False).gram()
+        assert np.abs(found - wanted).max() <= TOLERANCE * wanted.max(), change
+        fresh = kernels.MLP(*s.net.weights(), s.lr).task_gradients(s.examples, lists, factored=True).gram()
+        assert np.array_equal(found, fresh), change
+
+
+def test_costs_decide_what_is_factored(kernels):
+    rng = np.random.default_rng(8)
+    net, examples = kernels.MLP(*random_weights(rng, [784, 100, 100, 10]), 0.1), kernels.Examples(1, 784)
+    examples.put(0, np.ones(784, np.float32), 0, 0)
+    for n, kind in [(5, "FactoredGradients"), (10, "FactoredGradients"), (25, "TaskGradients"), (256, "TaskGradients")]:
+        assert type(net.task_gradients(examples, [[0] * n] * 4)).__name__ == kind
+    net = kernels.MLP(*random_weights(rng, [784, 100, 10], 2), 0.1)
+    assert type(net.task_gradients(examples, [[0]] * 4)).__name__ == "TaskGradients"
+
+
+@pytest.mark.parametrize("factored", [None, False, True])
+def test_gradients_of_no_tasks(kernels, factored):
     s = Setting(kernels, 3)
-    gradients, g = s.net.task_gradients(s.examples, []), np.ones(s.net.n_parameters, np.float32)
+    gradients = s.net.task_gradients(s.examples, [], factored=factored)
+    g = s.net.vector(np.ones(s.net.n_parameters, np.float32))
     assert gradients.dot(g).shape == (0,) and gradients.gram().shape == (0, 0)
     assert np.array_equal(gradients.combine([], g), g)
 
@@ -472,7 +553,7 @@ def test_descend_follows_a_flat_gradient(kernels):
     for case in (0, 2, 7):
         s = Setting(kernels, case)
         g = s.rng.normal(0, 1, s.net.n_parameters).astype(np.float32)
-        s.net.descend(g)
+        s.net.descend(s.net.vector(g))
         np.testing.assert_allclose(s.flat(), flat(s.weights) - s.net.lr * g.astype(np.float64), rtol=1e-6, atol=1e-7)
 
 
@@ -535,9 +616,15 @@ def test_wrong_shapes_are_refused(kernels):
     for sizes, n_heads in [([6, 5, 3], 1), ([6, 4, 3], 2), ([7, 5, 3], 2), ([6, 5, 5, 3], 2)]:
         with pytest.raises(ValueError):
             net.copy_from(kernels.MLP(*random_weights(rng, sizes, n_heads), 0.1))
-    for n in (0, net.n_parameters - 1, net.n_parameters + 1):
+    for n in (0, net.n_parameters - 1, net.n_parameters + 1, 1000):
         g = np.zeros(n, np.float32)
-        for call in (net.descend, lambda g: net.anchor(g, 1), lambda g: net.set_anchors((g, g, 0.0))):
+        for call in (
+            net.descend,
+            lambda g: net.anchor(g, 1),
+            lambda g: net.set_anchors((g, g, 0.0)),
+            net.vector,
+            net.flat,
+        ):
             with pytest.raises(ValueError):
                 call(g)
     other = kernels.Examples(1, 7)
