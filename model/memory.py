@@ -1,8 +1,13 @@
 """Episodic memories and how they are drawn from. An example is known by its slot in the engine's `Examples`."""
 
 import random
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 MOST_SEEN = 1 << 31  # examples that a reservoir can choose from: what the compiled draws can do
 
@@ -26,6 +31,10 @@ class ShuffleDraws:
             self._random.shuffle(order)
             drawn.append(order[j])
         return drawn
+
+    def sample(self, n, k):
+        """min(k, n) different indices of 0..n-1, in random order."""
+        return self.shuffle(n)[:k]
 
     def discard(self, n, k):
         """Moves the stream as a draw does whose indices nobody wants: the original throws some away."""
@@ -58,6 +67,10 @@ class UniformDraws:
         """min(k, n) indices uniform over 0..n-1, with replacement."""
         return self._generator.integers(n, size=min(k, n)).tolist() if n else []
 
+    def sample(self, n, k):
+        """min(k, n) different indices of 0..n-1, in random order."""
+        return self._generator.choice(n, min(k, n), replace=False).tolist() if n else []
+
     def discard(self, n, k):
         """Nothing: this stream is nobody else's, and needs no draw that nobody wants."""
 
@@ -76,39 +89,86 @@ class UniformDraws:
         self._generator.bit_generator.state = state
 
 
+@dataclass(frozen=True)
+class Convention:
+    """What authors do differently with a reservoir of M examples, full, when another one comes.
+
+    highest       (N, N0) -> it takes place p ~ U{0..highest} if p < M, where N examples came so far, this one
+                  included, and N0 before those of its minibatch for which there was no room
+    replacement   whether examples are drawn with replacement
+    """
+
+    highest: Callable
+    replacement: bool
+
+
+RIEMER = Convention(lambda N, N0: N, replacement=True)  # kept with probability M / (N + 1): the original's
+VITTER = Convention(lambda N, N0: N - 1, replacement=False)  # M / N: Vitter 1985; Buzzega et al. 2020
+ALJUNDI = Convention(lambda N, N0: N0 - 1, replacement=False)  # M / N0: Aljundi et al. 2019, MIR
+
+
 class Reservoir:
     """A memory that holds a near uniform sample of all examples it was shown. (Vitter 1985; the paper's Algorithm 3)
 
     examples     where they lie: slots first_slot .. first_slot + capacity - 1 belong to the reservoir
+    convention   a Convention
     n_seen       N, examples passed so far; size, examples held
     """
 
-    def __init__(self, examples, first_slot, capacity, draws):
+    def __init__(self, examples, first_slot, capacity, draws, convention=RIEMER):
         self.examples, self.first_slot, self.capacity, self.draws = examples, first_slot, capacity, draws
-        self.size = self.n_seen = 0
+        self.convention, self.size, self.n_seen = convention, 0, 0
+        self._others = None, []  # t, and the slots of `of_other_tasks(t)`
 
     def draw(self, k):
-        """Slots of min(k, size) examples, uniform over the memory, with replacement."""
+        """Slots of min(k, size) examples, uniform over the memory."""
         first = self.first_slot
-        return [first + i for i in self.draws.draw(self.size, k)]
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [first + i for i in draw(self.size, k)]
 
     def discard_draw(self, k):
         """Keeps the original's random stream in step where it throws a draw away."""
         self.draws.discard(self.size, k)
 
-    def remember(self, example):
-        """Kept while there is room; then in place of slot p ~ U{0..N} if p < capacity.
+    def remember(self, example, n_before=None):
+        """Kept while there is room; then in place of a random one, or not at all, as the convention says.
 
-        N counts this example too, so acceptance is capacity / (N + 1), not capacity / N: the original's, kept.
+        n_before is the convention's N0, where this example is one of a minibatch. Returns its slot, or None.
         """
         self.n_seen += 1
         if self.size < self.capacity:
             place = self.size
             self.size += 1
         else:
-            place = self.draws.randint(self.n_seen)
-        if place < self.capacity:
-            self.examples.copy(example, self.first_slot + place)
+            place = self.draws.randint(self.convention.highest(self.n_seen, n_before or self.n_seen - 1))
+            if place >= self.capacity:
+                return None
+        slot = self.first_slot + place
+        self.examples.copy(example, slot)
+        self._tell_others(slot)
+        return slot
+
+    def remember_all(self, batch):
+        """Remembers the examples of a minibatch, in its order; their slots."""
+        n_before = max(self.n_seen, self.capacity)
+        return [self.remember(example, n_before) for example in batch]
+
+    def of_other_tasks(self, t):
+        """The slots of all examples held that are not of task t, in order."""
+        if t != self._others[0]:
+            slots = range(self.first_slot, self.first_slot + self.size)
+            self._others = t, [slot for slot in slots if self.examples.tasks[slot] != t]
+        return self._others[1]
+
+    def _tell_others(self, slot):
+        t, slots = self._others
+        if t is not None:
+            i = bisect_left(slots, slot)
+            known, other = i < len(slots) and slots[i] == slot, self.examples.tasks[slot] != t
+            if known and not other:
+                del slots[i]
+            elif other and not known:
+                slots.insert(i, slot)
 
     def state(self):
         return {"size": self.size, "n_seen": self.n_seen}
@@ -117,7 +177,82 @@ class Reservoir:
         size, n_seen = int(state["size"]), int(state["n_seen"])
         if not 0 <= size <= min(n_seen, self.capacity) or n_seen > MOST_SEEN:
             raise ValueError(f"{size} memories of {n_seen} in a reservoir of {self.capacity}")
-        self.size, self.n_seen = size, n_seen
+        self.size, self.n_seen, self._others = size, n_seen, (None, [])
+
+
+class PastTasks:
+    """A reservoir of past tasks alone: a random sample of a task, per_task examples, enters when the task is over.
+
+    It holds up to `capacity` examples of past tasks, and besides the sample of the current one.
+
+    past    slots of the examples of past tasks, by place in the reservoir
+    """
+
+    def __init__(self, examples, first_slot, capacity, per_task, draws, convention):
+        self.examples, self.first_slot, self.capacity, self.per_task = examples, first_slot, capacity, per_task
+        self.draws, self.convention = draws, convention
+        self.task, self.past, self.sample, self.free = None, [], [], []  # the rest: lists of slots
+        self.n_past = self.n_of_task = 0  # examples shown to either
+
+    @property
+    def size(self):
+        return len(self.past) + len(self.sample) + len(self.free)
+
+    def draw(self, k):
+        """Slots of min(k, held) examples of past tasks, uniform over the memory."""
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [self.past[i] for i in draw(len(self.past), k)]
+
+    def begin(self, t):
+        """To be called before a minibatch of task t is learned: if the task is new, the last one's sample is kept."""
+        if t == self.task:
+            return
+        for i in self.draws.shuffle(len(self.sample)):
+            self._keep(self.sample[i])
+        self.task, self.sample, self.n_of_task = t, [], 0
+
+    def _keep(self, slot):
+        self.n_past += 1
+        place = self._place(len(self.past), self.capacity, self.n_past)
+        if place == len(self.past):
+            self.past.append(slot)
+            return
+        if place is not None:
+            slot, self.past[place] = self.past[place], slot
+        self.free.append(slot)
+
+    def remember_all(self, batch):
+        """Shows it a minibatch of the current task."""
+        for example in batch:
+            self.n_of_task += 1
+            place = self._place(len(self.sample), self.per_task, self.n_of_task)
+            if place == len(self.sample):
+                self.sample.append(self.free.pop() if self.free else self.first_slot + self.size)
+            if place is not None:
+                self.examples.copy(example, self.sample[place])
+
+    def _place(self, size, capacity, n_seen):
+        """The place that the n-th example takes among `size`: a new one, one of theirs, or None."""
+        if size < capacity:
+            return size
+        place = self.draws.randint(self.convention.highest(n_seen, n_seen - 1))
+        return place if place < capacity else None
+
+    def state(self):
+        names = ("task", "past", "sample", "free", "n_past", "n_of_task")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state(self, state):
+        task, past, sample, free = state["task"], *(list(state[name]) for name in ("past", "sample", "free"))
+        n_past, n_of_task = int(state["n_past"]), int(state["n_of_task"])
+        slots = sorted(past + sample + free)
+        if not (task is None or isinstance(task, int)) or slots != [self.first_slot + i for i in range(len(slots))]:
+            raise ValueError("the memories are not where memories are")
+        for held, most, n in ((past, self.capacity, n_past), (sample, self.per_task, n_of_task)):
+            if len(held) > min(n, most) or n > MOST_SEEN:
+                raise ValueError(f"{len(held)} memories of {n} where there is room for {most}")
+        self.task, self.past, self.sample, self.free = task, past, sample, free
+        self.n_past, self.n_of_task = n_past, n_of_task
 
 
 class TaskRings:
@@ -197,6 +332,46 @@ class FirstExamples:
         if not isinstance(size, int) or size < 0 or not (task is None or (isinstance(task, int) and task >= 0)):
             raise ValueError(f"it keeps {size} examples of task {task}")
         self.task, self.size = task, size
+
+
+class OldLogits:
+    """What a network once gave out for the example at each place of a reservoir: (capacity, n_outputs), 0 at first."""
+
+    def __init__(self, capacity, n_outputs):
+        self.logits = torch.zeros(capacity, n_outputs)
+
+    def losses(self, places, labels):
+        """(B,) float32 array: the cross-entropy of the logits at these places."""
+        return F.cross_entropy(self.logits[places], torch.tensor(labels), reduction="none").numpy()
+
+    def state(self):
+        return {"logits": self.logits.clone()}
+
+    def load_state(self, state):
+        if state["logits"].shape != self.logits.shape:
+            raise ValueError(f"old logits {tuple(state['logits'].shape)} for {tuple(self.logits.shape)}")
+        self.logits = state["logits"].to(torch.float32, copy=True)
+
+
+class ClassesSeen:
+    """The largest label that was seen, -1 before any was, and the task that was learned first, None before."""
+
+    def __init__(self, n_outputs, n_tasks):
+        self.n_outputs, self.n_tasks, self.largest, self.first_task = n_outputs, n_tasks, -1, None
+
+    def see(self, labels, t):
+        """Labels of a minibatch of task t."""
+        self.largest = max(self.largest, *labels)
+        self.first_task = t if self.first_task is None else self.first_task
+
+    def state(self):
+        return {"largest": self.largest, "first_task": self.first_task}
+
+    def load_state(self, state):
+        largest, task = state["largest"], state["first_task"]
+        if largest not in range(-1, self.n_outputs) or not (task is None or task in range(self.n_tasks)):
+            raise ValueError(f"its largest label is {largest}, its first task {task}")
+        self.largest, self.first_task = largest, task
 
 
 class LatestTask:

@@ -158,11 +158,15 @@ cdef class ShuffleDraws:
 
     def shuffle(self, Py_ssize_t n):
         """[0..n-1] after random.shuffle."""
+        return self.sample(n, n)
+
+    def sample(self, Py_ssize_t n, Py_ssize_t k):
+        """min(k, n) different indices below n: the first of [0..n-1] after random.shuffle.  O(n)"""
         cdef uint32_t *order = self.order(n)
         try:
             with nogil:
                 self.shuffle_in_place(order, n)
-            return [order[i] for i in range(n)]
+            return [order[i] for i in range(min(k, n))]
         finally:
             free(order)
 

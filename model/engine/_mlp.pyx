@@ -67,6 +67,7 @@ cdef extern from "_rows.h" nogil:
     void add_sorted(bint fresh, const Entry *entry, const int32_t *count, Py_ssize_t n_rows, Py_ssize_t width,
                     const float *delta, float *target)
     double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
+    double squared_error(float *z, Py_ssize_t n, Py_ssize_t width, const float *target, float scale)
 
     void add_row(float *y, float a, const float *x, Py_ssize_t n)
     void add_product(float *y, const float *a, const float *b, Py_ssize_t n)
@@ -213,6 +214,19 @@ cdef class MLP(Weights):
             self.step(0, n)
         self.loss = self.batch.loss
 
+    def sgd_sum(self, Examples examples, terms):
+        """One SGD step on a sum of terms (slots, weight, squared, classes, keeps_logits) (and the anchors).
+
+        A term is weight times a mean over its slots, none of them empty: of the CE among classes (None: all; ValueError
+        unless its labels are), or, where squared, of the mean over all outputs of (output - stored logit)^2. With
+        keeps_logits the outputs become the examples' logits.
+        """
+        masks = []
+        cdef Py_ssize_t n = self.batch.load_terms(examples, terms, -self.lr, masks)
+        with nogil:
+            self.step(0, n)
+        self.loss = self.batch.loss
+
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""
         cdef Py_ssize_t b = start, n, l
@@ -304,13 +318,33 @@ cdef class MLP(Weights):
         """Outputs (logits) of inputs x (B, D) of task t: float32 (B, O)."""
         cdef Examples examples = Examples(max(1, x.shape[0]), x.shape[1])
         examples.put_many(0, x, t, [0] * x.shape[0])
-        cdef Batch batch = self.batch
-        cdef Py_ssize_t b = 0, m, last = self.layout.n_levels - 1, n = batch.load(examples, range(x.shape[0]), None, 1)
+        return self.outputs(examples, range(x.shape[0]))
+
+    def losses(self, Examples examples, slots):
+        """CE of each of these examples: float32 (B,)."""
+        cdef Py_ssize_t b, n = self.forward_all(examples, slots)
+        losses = np.empty(n, np.float32)
+        cdef float[::1] found = losses
+        for b in range(n):
+            self.batch.loss = 0
+            self.batch.differentiate_outputs(b)
+            found[b] = <float> self.batch.loss
+        return losses
+
+    cdef Py_ssize_t forward_all(self, Examples examples, slots) except -1:
+        """Forward pass of these examples; their number."""
+        cdef Py_ssize_t b = 0, m, n = self.batch.load(examples, slots, None, 1)
         with nogil:
             while b < n:
-                m = batch.group(b, n)
-                batch.outputs(self.w, b, m)
+                m = self.batch.group(b, n)
+                self.batch.outputs(self.w, b, m)
                 b += m
+        return n
+
+    def outputs(self, Examples examples, slots):
+        """Outputs (logits) for these examples: float32 (B, O)."""
+        cdef Batch batch = self.batch
+        cdef Py_ssize_t b, last = self.layout.n_levels - 1, n = self.forward_all(examples, slots)
         z = np.empty((n, self.layout.n_outputs), np.float32)
         cdef float[:, ::1] rows = z
         for b in range(n):

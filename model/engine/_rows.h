@@ -452,3 +452,15 @@ static inline double cross_entropy(float *z, ptrdiff_t n, ptrdiff_t width, int64
     memset(z + n, 0, (width - n) * sizeof(float));
     return (double) loss + log_of(sum);
 }
+
+/* The mean of (z - target)^2 over z[0..n), and in its place its gradient times scale; padding becomes 0. */
+static inline double squared_error(float *z, ptrdiff_t n, ptrdiff_t width, const float *target, float scale) {
+    float sum = 0, factor = 2 * scale / n;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        z[j] -= target[j];
+        sum += z[j] * z[j];
+        z[j] *= factor;
+    }
+    memset(z + n, 0, (width - n) * sizeof(float));
+    return (double) sum / n;
+}

@@ -5,6 +5,7 @@ import torch
 
 from model import networks
 from model.engine import base
+from model.losses import SquaredError
 
 
 class ReferenceEngine(base.Engine):
@@ -16,8 +17,8 @@ class ReferenceEngine(base.Engine):
         self.draws, self.device = draws, torch.device(device)
         self._loss = 0.0
 
-    def examples(self, n_inputs):
-        return base.Examples(n_inputs, self.device)
+    def examples(self, n_inputs, n_logits=0):
+        return base.Examples(n_inputs, n_logits, self.device)
 
     def network(self, module, examples, lr, class_ranges=None):
         return ReferenceNetwork(self, module.to(self.device), examples, lr, class_ranges)
@@ -48,13 +49,38 @@ class ReferenceNetwork(base.Network):
     def _mean_loss(self, batch):
         self.module.train()
         x, y, tasks = self.examples.get(batch)
-        outputs = self._outputs(x, tasks)
+        return self._loss(self._outputs(x, tasks), y, tasks)
+
+    def _loss(self, outputs, y, tasks, reduction="mean"):
         if self.class_ranges is None:
-            return self.module.loss(outputs, y)
+            return self.module.loss(outputs, y, reduction=reduction)
         if len(set(tasks)) == 1:
             start, stop = self.class_ranges[tasks[0]]
-            return self.module.loss(outputs[:, start:stop], y - start)
-        return self.module.loss(self._mask(outputs, tasks), y)
+            return self.module.loss(outputs[:, start:stop], y - start, reduction=reduction)
+        return self.module.loss(self._mask(outputs, tasks), y, reduction=reduction)
+
+    def _term(self, term):
+        """A term of model.losses; its logits are stored."""
+        self.module.train()
+        x, y, tasks = self.examples.get(term.batch)
+        outputs = self._outputs(x, tasks)
+        if isinstance(term, SquaredError):
+            return term.weight * self._squared_error(outputs, self.examples.logits[term.batch], tasks)
+        if term.keeps_logits:
+            self.examples.store_logits(term.batch, outputs.detach())
+        if term.classes is not None:
+            absent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+            absent[term.classes] = False
+            outputs = outputs.masked_fill(absent, networks.MASKED)
+        return term.weight * self._loss(outputs, y, tasks)
+
+    def _squared_error(self, outputs, logits, tasks):
+        """Mean over the examples and the classes; where these belong to tasks, over those of each example's task."""
+        squares = (outputs - logits).pow(2)
+        if self.class_ranges is None:
+            return squares.mean()
+        parts = [squares[i, slice(*self.class_ranges[t])] for i, t in enumerate(tasks)]
+        return torch.cat(parts).mean()
 
     def _outputs(self, x, tasks):
         if len(set(tasks)) == 1 or not self.module.reads_task:
@@ -96,6 +122,24 @@ class ReferenceNetwork(base.Network):
             loss = self._mean_loss([slot])
             self._step(loss if weights is None or weights[i] == 1 else weights[i] * loss)
 
+    def sgd_sum(self, terms):
+        self._step(sum(self._term(term) for term in terms if term.batch))
+
+    # what is asked without a step
+
+    @torch.no_grad()
+    def losses(self, batch):
+        self.module.eval()
+        x, y, tasks = self.examples.get(batch)
+        return self._loss(self._outputs(x, tasks), y, tasks, reduction="none").cpu().numpy()
+
+    @torch.no_grad()
+    def outputs(self, batch):
+        self.module.eval()
+        x, _, tasks = self.examples.get(batch)
+        outputs = self._outputs(x, tasks)
+        return (outputs if self.class_ranges is None else self._mask(outputs, tasks)).cpu().numpy()
+
     # Reptile
 
     def _interpolated(self):
@@ -107,7 +151,7 @@ class ReferenceNetwork(base.Network):
     def end_reptile(self, step):
         with torch.no_grad():
             for value, before in zip(self._interpolated(), self._before.pop(), strict=True):
-                value.copy_(before + (value - before) * step)
+                value.copy_(before + (value - before) * step if step else before)
 
     # gradients
 
