@@ -1,8 +1,8 @@
 """La-MAML: Look-ahead MAML, first order. (Gupta, Yadav & Paull, NeurIPS 2020, Algorithm 1)
 
-    La-MAML   as it stands                          learns a learning rate for each weight, and goes down with it
-    Sync      --sync_update yes                     learns the rates, and goes down with opt_wt
-    C-MAML    --sync_update yes --learn_lr no       rates that stay
+La-MAML   as it stands                          learns a learning rate for each weight, and goes down with it
+Sync      --sync_update yes                     learns the rates, and goes down with opt_wt
+C-MAML    --sync_update yes --learn_lr no       rates that stay
 """
 
 from model.flags import MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE, Flag, integer, number, yes_no
