@@ -373,7 +373,7 @@ def agem(stream, sizes, h):
     return named(layers)
 
 
-def der(stream, sizes, h):
+def der(stream, sizes, h, beta=None):
     layers, optimizer = one_net(sizes, h)
     memory, count = [], 0
     for _, x, y in stream:
@@ -383,11 +383,11 @@ def der(stream, sizes, h):
         if drawn:
             z = torch.cat([z for _, _, z in drawn])
             loss = loss + h.alpha * (outputs(layers, joined(drawn)[0]) - z).pow(2).mean()
-        if hasattr(h, "beta"):
+        if beta is not None:
             drawn = draw_different(memory, h.replay_batch_size)
             if drawn:
                 x2, y2 = joined(drawn)
-                loss = loss + h.beta * F.cross_entropy(outputs(layers, x2), y2)
+                loss = loss + beta * F.cross_entropy(outputs(layers, x2), y2)
         sgd(optimizer, loss)
         for i, (x_i, y_i) in enumerate(singles(x, y)):
             count += 1
@@ -396,13 +396,14 @@ def der(stream, sizes, h):
 
 
 def derpp(stream, sizes, h):
-    return der(stream, sizes, h)
+    return der(stream, sizes, h, h.beta)
 
 
 def er_ace(stream, sizes, h):
     layers, optimizer = one_net(sizes, h)
-    memory, count, seen, first = [], 0, set(), stream[0][0]
+    memory, count, seen, first = [], 0, set(), None
     for t, x, y in stream:
+        first = t if first is None else first
         logits = outputs(layers, x)
         seen |= set(y.tolist())
         if t == first and not h.task_free:
