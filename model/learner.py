@@ -22,6 +22,7 @@ class Learner(ABC):
     """
 
     flags = (LR, N_HIDDENS, N_LAYERS)
+    mixes_tasks = False  # whether its stream is one of all tasks at once, not of one task after another
     keeps_logits = False  # whether examples have `logits`, what the network once gave out for them
 
     def __init__(self, n_inputs, n_outputs, n_tasks, args):

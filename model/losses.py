@@ -8,7 +8,7 @@ class CrossEntropy:
     """weight * the mean cross-entropy of a batch (a list of slots).
 
     classes        those that compete, each label among them; None: all
-    keeps_logits   stores the outputs of before the step with the examples, as their `logits`
+    keeps_logits   after the step, stores the outputs of before it with the examples, as their `logits`
     """
 
     batch: list

@@ -138,32 +138,39 @@ cdef class Batch:
         self.loss, self.plain = 0, True
         return n
 
-    cdef int load_terms(self, Examples examples, terms, float rate, list masks) except -1:
+    cdef int load_terms(self, Examples examples, terms, float rate, list masks, list kept) except -1:
         """load() the examples of a sum of terms (slots, weight, squared, classes, keeps_logits). (MLP.sgd_sum)
 
-        masks takes what must stay while they are at work. A ValueError leaves all as it was.
+        masks gets what must stay while they are at work, kept the (slots, outputs) that the forward pass will fill.
         """
         cdef Layout layout = self.layout
         cdef Py_ssize_t b = 0, slot, n, most = layout.n_outputs
         cdef Goal goal
         cdef uint8_t[::1] mask
+        cdef float[:, ::1] rows
+        cdef Py_ssize_t i
         n = self.load(examples, [slot for slots, *_ in terms for slot in slots],
                       [<double> weight / len(slots) for slots, weight, *_ in terms for _ in slots], rate)
         for slots, _, squared, classes, keeps_logits in terms:
             if (squared or keeps_logits) and examples.n_logits != most:
                 raise ValueError(f"examples of {examples.n_logits} logits for a net of {most} outputs")
-            goal.present = NULL
+            goal.present = goal.target = goal.kept = NULL
+            if keeps_logits:
+                kept.append((slots, np.empty((len(slots), most), np.float32)))
+                rows = kept[-1][1]
             if classes is not None:
                 present = np.zeros(most, np.uint8)
                 present[np.asarray(classes, int)] = 1
                 masks.append(present)
                 mask = present
                 goal.present = &mask[0]
-            for slot in slots:
+            for i, slot in enumerate(slots):
                 if goal.present != NULL and not goal.present[self.y[b]]:
                     raise ValueError(f"label {self.y[b]} is none of the classes {list(classes)}")
-                goal.target = examples.logits + slot * most if squared else NULL
-                goal.kept = examples.logits + slot * most if keeps_logits else NULL
+                if squared:
+                    goal.target = examples.logits + slot * most
+                if keeps_logits:
+                    goal.kept = &rows[i, 0]
                 self.goal[b] = goal
                 b += 1
         self.plain = False

@@ -235,13 +235,15 @@ cdef class MLP(Weights):
 
         A term is weight times a mean over its slots, none of them empty: of the CE among classes (None: all; ValueError
         unless its labels are), or, where squared, of the mean over all outputs of (output - stored logit)^2. With
-        keeps_logits the outputs become the examples' logits.
+        keeps_logits the outputs become the examples' logits, after the step.
         """
-        masks = []
-        cdef Py_ssize_t n = self.batch.load_terms(examples, terms, -self.lr, masks)
+        masks, kept = [], []
+        cdef Py_ssize_t n = self.batch.load_terms(examples, terms, -self.lr, masks, kept)
         with nogil:
             self.step(0, n)
         self.loss = self.batch.loss
+        for slots, outputs in kept:
+            examples.store_logits(slots, outputs)
 
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""

@@ -60,15 +60,15 @@ class ReferenceNetwork(base.Network):
             return self.module.loss(outputs[:, start:stop], y - start, reduction=reduction)
         return self.module.loss(self._mask(outputs, tasks), y, reduction=reduction)
 
-    def _term(self, term):
-        """A term of model.losses; its logits are stored."""
+    def _term(self, term, kept):
+        """A term of model.losses; kept gets (batch, outputs) of which the logits are to be stored."""
         self.module.train()
         x, y, tasks = self.examples.get(term.batch)
         outputs = self._outputs(x, tasks)
         if isinstance(term, SquaredError):
             return term.weight * self._squared_error(outputs, self.examples.logits[term.batch], tasks)
         if term.keeps_logits:
-            self.examples.store_logits(term.batch, outputs.detach())
+            kept.append((term.batch, outputs.detach()))
         if term.classes is not None:
             absent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
             absent[term.classes] = False
@@ -124,7 +124,10 @@ class ReferenceNetwork(base.Network):
             self._step(loss if weights is None or weights[i] == 1 else weights[i] * loss)
 
     def sgd_sum(self, terms):
-        self._step(sum(self._term(term) for term in terms if term.batch))
+        kept = []
+        self._step(sum(self._term(term, kept) for term in terms if term.batch))
+        for batch, outputs in kept:
+            self.examples.store_logits(batch, outputs)
 
     # what is asked without a step
 

@@ -31,6 +31,12 @@ FLAGS = {
     "meralg6": {**REPLAY, "gamma": 0.6, "batches_per_example": 1},
     "meralg7": {**REPLAY, "gamma": 0.6, "s": 3.0},
     "mer_minibatch": {**REPLAY, "gamma": 0.6, "reptile_every": 3},
+    "agem": {**REPLAY, "task_memories": 4, "past_only": True},
+    "der": {**REPLAY, "alpha": 0.7},
+    "derpp": {**REPLAY, "alpha": 0.7, "beta": 0.4},
+    "er_ace": {**REPLAY, "task_free": False},
+    "mir": {**REPLAY, "subsample": 5, "disc_iters": 1, "compare_to_old_logits": "no"},
+    "joint": NET,
 }
 # `batch_size` and `order` (of the tasks) are the stream's; `same`: all examples alike but for their labels
 ALL = [{}, {"batch_size": 4}, {"n_layers": 0}, {"n_layers": 1}, {"n_layers": 3}, {"order": (2, 0, 1), "batch_size": 3}]
@@ -55,6 +61,23 @@ SOME = {
     **dict.fromkeys(("eralg4", "eralg5", "meralg7"), SOME_REPLAY),
     "meralg1": [*SOME_REPLAY, {"batches_per_example": 3}, {"beta": 1.0, "gamma": 1.0}, {"gamma": 0.0}],
     "meralg6": [*SOME_REPLAY, {"batches_per_example": 3, "batch_size": 4}],
+    "agem": [
+        *SOME_REPLAY,
+        {"past_only": False},
+        {"past_only": False, "batch_size": 4, "memories": 3},
+        {"task_memories": 50, "batch_size": 4},
+        {"task_memories": 3, "memories": 4, "order": (2, 0, 1)},
+    ],
+    **dict.fromkeys(("der", "derpp"), [*SOME_REPLAY, {"alpha": 0.0}, {"memories": 3, "batch_size": 4}]),
+    "er_ace": [*SOME_REPLAY, {"task_free": True}, {"task_free": True, "batch_size": 2}, {"batch_size": 2}],
+    "mir": [
+        *SOME_REPLAY,
+        {"subsample": 1},
+        {"subsample": 50, "batch_size": 4},
+        {"disc_iters": 3, "memories": 4},
+        {"compare_to_old_logits": "yes", "memories": 4, "disc_iters": 2},
+        {"compare_to_old_logits": "by_place", "batch_size": 4},
+    ],
     "mer_minibatch": [*SOME_REPLAY, {"reptile_every": 1}, {"reptile_every": 4, "batch_size": 4}, {"gamma": 0.0}],
 }
 CASES = [(name, change) for name in FLAGS for change in ALL + SOME.get(name, [])]
