@@ -287,7 +287,7 @@ class ReferenceRates(base.Rates):
 
     def learn(self, rate, most):
         for a, v in zip(self.alpha, self._shortened(self.v, most), strict=True):
-            a.sub_(v, alpha=rate)
+            a.sub_(rate * v)
 
     @torch.no_grad()
     def descend(self, most, rate=None):
