@@ -24,7 +24,7 @@ The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReL
 A gradient that is given out is a *vector*: float32 (n_weights,), laid out as the weights, padding included, so that nothing
 is moved when it comes back. Elementwise operations leave it one. `MLP.flat` brings it into torch's order.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
