@@ -297,16 +297,17 @@ static void upper_layer(const Upper *layer, int is_last, const float *below, flo
             vec a = ((const vec *) below)[2 * k], b = ((const vec *) below)[2 * k + 1];
             w += UNITS;
             EACH(i, UNITS) {
-                vec weight = (vec) {0} + w[i];
-                sum[i][0] = sum[i][0] + weight * a;
-                sum[i][1] = sum[i][1] + weight * b;
+                sum[i][0] = sum[i][0] + w[i] * a;
+                sum[i][1] = sum[i][1] + w[i] * b;
             }
         }
         EACH(i, UNITS) {
-            ((vec *) h)[2 * (j + i)] = is_last ? sum[i][0] : relu(sum[i][0]);
-            ((vec *) h)[2 * (j + i) + 1] = is_last ? sum[i][1] : relu(sum[i][1]);
+            ((vec *) h)[2 * (j + i)] = sum[i][0];
+            ((vec *) h)[2 * (j + i) + 1] = sum[i][1];
         }
     }
+    for (ptrdiff_t v = 0; v < 2 * (layer->n_out + 1) && !is_last; v++)
+        ((vec *) h)[v] = relu(((vec *) h)[v]);
 }
 
 /* For each image its largest output, or -1 if that is not certain. */
