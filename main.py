@@ -39,6 +39,10 @@ def run(given, checkpoint=None):
 
 def finish(this, failed):
     """Saves the results and says where; returns the exit code."""
+    name = this.settings.model
+    if failed and not this.experience.evaluations:
+        say(f"error: {name} failed: {failed['failure']}; it was never evaluated, so there is nothing to save")
+        return 1
     path, line, trouble = saving.save(this, failed)
     if not trouble:
         this.journal.discard_checkpoints()
@@ -53,8 +57,8 @@ def finish(this, failed):
     if trouble:
         say(f"error: {trouble}")
     if failed:
-        name, why = this.settings.model, failed["failure"]
-        say(f"error: {name} diverged: {why}; what came before is saved; try a smaller --lr")
+        cure = "; try a smaller --lr" if failed["status"] == "diverged" else ""
+        say(f"error: {name} {failed['status']}: {failed['failure']}; what came before is saved{cure}")
     return 1 if trouble or failed else 0
 
 

@@ -3,6 +3,7 @@
 The file is a gzip of what torch.save makes. The checksum is gzip's: torch.load does not notice a changed tensor.
 """
 
+import codecs
 import gzip
 import io
 import os
@@ -12,7 +13,10 @@ import struct
 import zipfile
 import zlib
 
+import numpy as np
 import torch
+
+from disk import plain_numpy
 
 EXPANDS_FREELY, MOST_EXPANSION = 256 << 20, 100  # a file beyond both, bytes and times its size, is a bomb
 # what the pickle of plain tensors names. weights_only allows more, such as an array of as many bytes as one likes
@@ -23,19 +27,74 @@ HARMLESS = {
     "collections OrderedDict",
     *(f"torch {kind}Storage" for kind in KINDS),
 }
+# what the pickles of NumPy's scalars and arrays name, of either of its versions; and what of ours stands in for it
+NUMPY = {
+    "numpy dtype": plain_numpy.Dtype,
+    "numpy ndarray": plain_numpy.Array,
+    "numpy.core.multiarray _reconstruct": plain_numpy.array,
+    "numpy._core.multiarray _reconstruct": plain_numpy.array,
+    "numpy.core.multiarray scalar": plain_numpy.scalar,
+    "numpy._core.multiarray scalar": plain_numpy.scalar,
+    "builtins bytes": plain_numpy.no_bytes,
+}
+LONGEST_ENCODING = 40  # letters of its name
+BYTES = "_codecs encode"  # how protocol 2 writes bytes: as text and its encoding
+HARMLESS |= {*NUMPY, BYTES, "__builtin__ bytes"}
 OLD_PICKLES = 5  # before PyTorch 1.6: magic number, version, machine, the content, names of the tensors that follow
-# what the readers of torch, zipfile and pickle raise on damage, and a state's reader on values of a wrong kind or size
+# what the readers of torch, zipfile, numpy, json and pickle raise on damage, and a state's reader on odd values
 DAMAGED = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, MemoryError, AssertionError),
-    *(AttributeError, LookupError, NotImplementedError, OverflowError, RuntimeError, TypeError, ValueError),
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
 
 
+class OtherProtocol(ValueError):
+    """A pickle that may be whole, but of a protocol that is not read."""
+
+
+def most_unpacked(size):
+    """Bytes that a file of so many bytes may unpack to; what unpacks to more was made to harm."""
+    return max(EXPANDS_FREELY, MOST_EXPANSION * size)
+
+
 def dump(content):
-    """The bytes of a file that holds `content`: numbers, texts, lists, tuples, dictionaries and tensors."""
-    plain = io.BytesIO()
-    torch.save(content, plain)
-    return gzip.compress(plain.getvalue(), compresslevel=1, mtime=0)
+    """The bytes of a file that holds `content`: numbers, texts, lists, tuples, dictionaries and tensors.
+
+    Raises ValueError where `load` would refuse it: nothing is written that cannot be read.
+    """
+    file = io.BytesIO()
+    torch.save(_whole(content, {}, set()), file)
+    try:
+        _check_zip(file)
+    except DAMAGED as error:
+        raise ValueError(f"it holds what no file of plain values can: {one_line(error)}") from error
+    plain, cut = file.getbuffer(), 0
+    if len(plain) > EXPANDS_FREELY:  # some is stored as it is: a file of ours is never so small that it seems a bomb
+        cut = len(plain) // MOST_EXPANSION + 1
+    return b"".join(gzip.compress(part, level, mtime=0) for part, level in ((plain[:cut], 0), (plain[cut:], 1)) if part)
+
+
+def _whole(value, made, storages):
+    """The value with tensors that are parts of larger ones, or views of one another, as tensors of their own.
+
+    made       {id: tensor} that has been made of a tensor
+    storages   addresses of the memory that those take as they are
+    """
+    if isinstance(value, torch.Tensor):
+        if id(value) not in made:
+            storage = value.untyped_storage()
+            is_whole = value.is_contiguous() and storage.nbytes() == value.numel() * value.element_size()
+            alone = is_whole and storage.data_ptr() not in storages
+            storages.add(storage.data_ptr())
+            made[id(value)] = value.detach() if alone else value.detach().clone(memory_format=torch.contiguous_format)
+        return made[id(value)]
+    if isinstance(value, dict):
+        return {key: _whole(each, made, storages) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_whole(each, made, storages) for each in value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in plain_numpy.KINDS:
+        raise ValueError(f"it holds NumPy values of the type {value.dtype}; only numbers and texts can be kept")
+    return value
 
 
 def load(path, kinds):
@@ -50,7 +109,7 @@ def load(path, kinds):
     try:
         plain = _unpack(path)
         _check_zip(plain)
-        content = torch.load(plain, map_location="cpu", weights_only=True)
+        content = load_plain(plain)
         check_tensors(content, plain.getbuffer().nbytes)
     except (gzip.BadGzipFile, *DAMAGED) as error:
         raise ValueError(one_line(error)) from error
@@ -58,6 +117,13 @@ def load(path, kinds):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"it holds no {key}")
     return content
+
+
+def load_plain(file, **more):
+    """torch.load of a path or a file whose pickles were checked: tensors, plain values, NumPy's scalars and arrays."""
+    standing_in = [(ours, name.replace(" ", ".")) for name, ours in NUMPY.items()]
+    with torch.serialization.safe_globals(standing_in):
+        return torch.load(file, map_location="cpu", weights_only=True, **more)
 
 
 def are_plain(named):
@@ -76,7 +142,7 @@ def one_line(error):
 
 def _unpack(path):
     with open(path, "rb") as file:
-        most = max(EXPANDS_FREELY, MOST_EXPANSION * os.fstat(file.fileno()).st_size)
+        most = most_unpacked(os.fstat(file.fileno()).st_size)
         with gzip.GzipFile(fileobj=file) as unpacked:
             data = unpacked.read(most + 1)
     if len(data) > most:
@@ -118,13 +184,29 @@ def check_pickle(pickled, also=()):
     pickled   bytes, or a file, which is read up to the pickle's end
     also      further names that it may have, as "module name"
     """
+    names, texts = set(), set()
     for operation, argument, _ in pickletools.genops(pickled):
         if operation.name == "PROTO" and argument != 2:
-            raise ValueError(f"it is a pickle of protocol {argument}")
-        if operation.name == "GLOBAL" and argument not in HARMLESS and argument not in also:
-            raise pickle.UnpicklingError(f"GLOBAL {argument.replace(' ', '.')} in it is never run")
+            raise OtherProtocol(
+                f"it is a pickle of protocol {argument}; only 2 is read: save it so, as torch.save does"
+            )
+        if operation.name == "GLOBAL":
+            names.add(argument)
+            if argument not in HARMLESS and argument not in also:
+                raise pickle.UnpicklingError(f"GLOBAL {argument.replace(' ', '.')} in it is never run")
         if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise pickle.UnpicklingError(f"GLOBAL {operation.name} in it is never run")
+        if isinstance(argument, str):
+            texts.add(argument)
+    if BYTES in names and any(map(_is_other_encoding, texts)):  # which may double the length, again and again
+        raise pickle.UnpicklingError(f"GLOBAL {BYTES.replace(' ', '.')} in it is never run but for latin1")
+
+
+def _is_other_encoding(text):
+    try:
+        return len(text) < LONGEST_ENCODING and text != "latin1" and bool(codecs.lookup(text))
+    except (LookupError, ValueError):
+        return False
 
 
 def check_tensors(content, most_bytes):

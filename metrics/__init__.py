@@ -7,11 +7,20 @@ Pure functions of the two things that a run records (GEM's format):
 
 Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, section 2 (R, ACC, BWT, FWT);
 Riemer et al., ICLR 2019, section 5 (RA, LA, BTI).
+Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022 (average
+anytime accuracy).
+Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, section 4 (forgetting).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch  # slow to import: who wants the names alone need not wait
+
+NAMES = ("RA", "LA", "BTI", "FWT", "AAA", "forgetting")  # of the summaries of Metrics
 
 
 @dataclass(frozen=True)
@@ -21,11 +30,13 @@ class Metrics:
     order     (K,)    the tasks in the order in which they were learned
     baseline  (T,)    accuracy of the untrained net
     matrix    (K, T)  R[i, j] = accuracy on the j-th task after learning the i-th; columns in order of presentation
+    seen      (E,)    mean accuracy over the tasks seen so far, the one being learned included, at each evaluation
     """
 
     order: list
     baseline: torch.Tensor
     matrix: torch.Tensor
+    seen: torch.Tensor
 
     @property
     def final(self):
@@ -54,10 +65,26 @@ class Metrics:
     @property
     def FWT(self):
         """Forward transfer: sum over j >= 1 of R[j-1, j] - baseline[j], over the number of tasks (the first has 0)."""
-        gain = torch.zeros(len(self.order))
+        gain = self.baseline.new_zeros(len(self.order))
         for j in range(1, len(self.order)):
             gain[j] = self.matrix[j - 1, j] - self.baseline[j]
         return gain.mean()
+
+    @property
+    def AAA(self):
+        """Average anytime accuracy: mean of `seen` over all evaluations but that of the untrained net."""
+        return self.seen[-max(len(self.seen) - 1, 1) :].mean()
+
+    @property
+    def forgetting(self):
+        """Mean over the tasks but the last of max over i < K - 1 of R[i, j], less R[-1, j]; 0 where one was learned.
+
+        Below zero where a task was never better than at the end.
+        """
+        earlier = len(self.order) - 1
+        if earlier == 0:
+            return self.baseline.new_zeros(())
+        return (self.matrix[:-1, :earlier].amax(0) - self.final[:earlier]).mean()
 
     @property
     def stats(self):
@@ -84,6 +111,8 @@ def summarise(result_t, result_a):
 
     Raises ValueError where the two do not belong together or a task comes back after another.
     """
+    import torch
+
     result_t = torch.as_tensor(result_t).flatten()
     result_a = torch.as_tensor(result_a, dtype=torch.float32)
     if result_a.ndim != 2 or len(result_t) != len(result_a) or not result_a.numel():
@@ -97,4 +126,7 @@ def summarise(result_t, result_a):
     if len(set(order)) < len(order) or not all(0 <= t < n_tasks for t in order):
         raise ValueError(f"result_t must name each task of 0..{n_tasks - 1} in one run at most, not {order}")
     columns = order + [t for t in range(n_tasks) if t not in order]
-    return Metrics(order, result_a[0, columns], result_a[ends][:, columns])
+    result_a = result_a[:, columns]
+    rank = torch.tensor([order.index(t) for t in current])
+    seen = result_a.cumsum(1)[range(len(rank)), rank] / (rank + 1)
+    return Metrics(order, result_a[0], result_a[ends], seen)

@@ -1,54 +1,74 @@
-"""Finds the learners: every file of this folder with a class `Net` is one, under the file's name."""
+"""Finds the learners: every file of this folder with a class `Net` is one, under the file's name.
 
-import importlib
+Only the learner that is asked for is imported; of the others the text is read. (model.declared)
+"""
+
+import difflib
 import pkgutil
-import re
-import warnings
 from pathlib import Path
 
 from errors import UserError
 
 _HERE = Path(__file__).parent
+ELSEWHERE = {"single": "online", "multimodal": "taskinput"}  # GEM's names of learners, and ours
 
 
 def candidates():
     """Names of the files here that define a class `Net`, unimported."""
-    names = sorted(m.name for m in pkgutil.iter_modules([str(_HERE)]) if not m.ispkg)
-    return [name for name in names if re.search(r"^class Net\b", _source(name), re.MULTILINE)]
+    from model.declared import defines_net  # which needs model.learner, which needs model
+
+    names = sorted(found.name for found in pkgutil.iter_modules([str(_HERE)]) if not found.ispkg)
+    return [name for name in names if defines_net(_source(name))]
 
 
 def _source(name):
-    path = _HERE / f"{name}.py"
-    return path.read_text(errors="replace") if path.exists() else ""
+    try:
+        return (_HERE / f"{name}.py").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_all():
+    """{name: model.declared.Declared} of all candidates: what their files say of themselves, unimported."""
+    from model.declared import Declared
+
+    return {name: Declared(name) for name in candidates()}
 
 
 def load(name):
-    """The class `Net` of model/<name>.py.
+    """The class `Net` of model/<name>.py, the only file of a learner that is run for it.
 
-    Raises UserError for a name that is no learner, and for a file that cannot be imported.
+    Raises UserError for a name that is no learner, and for a file that cannot be imported or whose Net is none.
     """
-    if name not in candidates():
+    from model import foreign
+
+    known = candidates()
+    if name not in known:
         raise UserError(
-            f"unknown model {name!r}; choose from {', '.join(candidates())}, or add model/{name}.py with a class Net"
+            f"unknown model {name!r}{_meant(name, known)}; choose from {', '.join(known)}, or add model/{name}.py "
+            "with a class Net"
         )
-    return _import(name)
+    return foreign.import_net(name)
 
 
-def _import(name):
-    try:
-        return importlib.import_module(f"model.{name}").Net
-    except (ImportError, SyntaxError, AttributeError, NameError) as error:
-        raise UserError(
-            f"model/{name}.py cannot be imported: {error}; mend that file or choose another --model"
-        ) from error
+def _meant(name, known):
+    if ELSEWHERE.get(name) in known:
+        return f", which is {ELSEWHERE[name]} here"
+    return meant(name, known)
+
+
+def meant(word, known):
+    """A question in brackets where a word looks like a known one, else nothing."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def load_all():
-    """All learners that can be imported, by name; a broken file is warned of and left out."""
+    """All learners that can be imported, by name. For tests and tools: a run imports its own alone."""
     learners = {}
     for name in candidates():
         try:
-            learners[name] = _import(name)
-        except UserError as error:
-            warnings.warn(str(error), stacklevel=2)
+            learners[name] = load(name)
+        except UserError:
+            continue
     return learners

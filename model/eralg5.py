@@ -7,6 +7,6 @@ class Net(ReplayLearner):
     """One SGD step on the sum, over the tasks in the batch, of the task's mean loss."""
 
     def learn_one(self, current):
-        batch = [current, *self.memory.draw(self.k)]
+        batch = [current, *self.memory.draw(self.n_draws)]
         self.net.sgd_groups(self.examples.by_task(batch))
         self.memory.remember(current)

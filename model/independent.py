@@ -3,16 +3,21 @@
 from model import networks
 from model.flags import FINETUNE
 from model.learner import Learner
+from model.memory import LatestTask
 
 
 class Net(Learner):
-    """Online SGD on the task's own network; T networks together are as wide as one: n_hiddens // T units a layer."""
+    """Online SGD on the task's own network; T networks together are as wide as one: n_hiddens // T units a layer.
+
+    Kept from the original: task 0 never takes over another's weights, however late it comes; and where another task
+    comes first, it takes over task 0's untrained ones.
+    """
 
     flags = (*Learner.flags, FINETUNE)
 
     def build(self):
         self.nets = [self.task_network(t) for t in range(self.n_tasks)]
-        self.active = 0
+        self.latest = LatestTask(self.n_tasks)
 
     def task_network(self, t):
         """The network of task t; where classes belong to tasks, it has the task's classes alone."""
@@ -24,9 +29,9 @@ class Net(Learner):
         return self.network(networks.place_outputs(module, start, self.n_outputs))
 
     def learn(self, batch, t):
-        if t != self.active and t > 0 and self.args.finetune:
-            self.nets[t].copy_from(self.nets[self.active])
-        self.active = t
+        if t != self.latest.task and t > 0 and self.args.finetune:
+            self.nets[t].copy_from(self.nets[self.latest.task])
+        self.latest.task = t
         self.nets[t].sgd(batch)
 
     def network_of(self, t):
@@ -35,11 +40,5 @@ class Net(Learner):
     def named_networks(self):
         return {f"nets.{t}.": net for t, net in enumerate(self.nets)}
 
-    def own_state(self):
-        return ("active",)
-
-    def load_state(self, state):
-        super().load_state(state)
-        self.active = int(self.active)
-        if self.active not in range(self.n_tasks):
-            raise ValueError(f"its task is {self.active}, of {self.n_tasks}")
+    def parts(self):
+        return {**super().parts(), "latest": self.latest}

@@ -6,6 +6,8 @@ Examples are passed around as slots: `[current, *self.memory.draw(k)]` is a batc
 
 from abc import ABC, abstractmethod
 
+import torch
+
 from model import engine, networks
 from model.flags import LR, MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE
 from model.memory import Reservoir
@@ -60,6 +62,22 @@ class Learner(ABC):
     def notes(self):
         """What a reader of the results should know, by name."""
         return {}
+
+    def remarks(self):
+        """Lines that a user should read before it learns."""
+        return []
+
+    def take_loss(self):
+        """The sum of the training losses since the last call; not finite if any was not."""
+        return self.engine.take_loss()
+
+    def is_finite(self):
+        """Whether all weights are finite numbers."""
+        return all(bool(torch.isfinite(value).all()) for value in self.state_dict().values())
+
+    def why_no_state(self):
+        """None: `state` gives all that it knows. (model.foreign has learners of which it does not)"""
+        return None
 
     # weights and state
 
@@ -130,7 +148,7 @@ class ReplayLearner(Learner):
 
     def build(self):
         super().build()
-        self.k = self.args.replay_batch_size  # the paper's k-1
+        self.n_draws = self.args.replay_batch_size  # for each batch; with the current example the paper's k
         self.memory = Reservoir(self.examples, self.first_free_slot, self.args.memories, self.engine.draws)
 
     def learn(self, batch, t):

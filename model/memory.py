@@ -27,6 +27,10 @@ class ShuffleDraws:
             drawn.append(order[j])
         return drawn
 
+    def discard(self, n, k):
+        """Moves the stream as a draw does whose indices nobody wants: the original throws some away."""
+        self.draw(n, k)
+
     def randint(self, n):
         """Uniform in 0..n, both ends included."""
         return self._random.randint(0, n)
@@ -53,6 +57,9 @@ class UniformDraws:
     def draw(self, n, k):
         """min(k, n) indices uniform over 0..n-1, with replacement."""
         return self._generator.integers(n, size=min(k, n)).tolist() if n else []
+
+    def discard(self, n, k):
+        """Nothing: this stream is nobody else's, and needs no draw that nobody wants."""
 
     def randint(self, n):
         """Uniform in 0..n, both ends included."""
@@ -86,9 +93,8 @@ class Reservoir:
         return [first + i for i in self.draws.draw(self.size, k)]
 
     def discard_draw(self, k):
-        """Keeps the original's random stream in step where it throws a draw away; nothing on a stream of our own."""
-        if not isinstance(self.draws, UniformDraws):
-            self.draws.draw(self.size, k)
+        """Keeps the original's random stream in step where it throws a draw away."""
+        self.draws.discard(self.size, k)
 
     def remember(self, example):
         """Kept while there is room; then in place of slot p ~ U{0..N} if p < capacity.
@@ -157,3 +163,53 @@ class TaskRings:
         if not all(place in range(self.per_task) for slots in written.values() for place in [*slots, pointer]):
             raise ValueError(f"places outside of rings of {self.per_task}")
         self.pointer, self.size, self.written, self._past = pointer, len(known), written, (None, [])
+
+
+class FirstExamples:
+    """The first examples of the current task: whole minibatches until `per_task` are kept, then cut; the first whole.
+
+    task    the current one, None before the first
+    slots   of what is kept, in order
+    """
+
+    def __init__(self, examples, first_slot, per_task):
+        self.examples, self.first_slot, self.per_task = examples, first_slot, per_task
+        self.task, self.size = None, 0
+
+    @property
+    def slots(self):
+        return list(range(self.first_slot, self.first_slot + self.size))
+
+    def remember(self, batch, t):
+        """Keeps what there is room for; of a new task after forgetting the last one's."""
+        if t != self.task:
+            self.task, self.size = t, 0
+        room = self.per_task - self.size if self.size else len(batch)
+        for example in batch[: max(room, 0)]:
+            self.examples.copy(example, self.first_slot + self.size)
+            self.size += 1
+
+    def state(self):
+        return {"task": self.task, "size": self.size}
+
+    def load_state(self, state):
+        task, size = state["task"], state["size"]
+        if not isinstance(size, int) or size < 0 or not (task is None or (isinstance(task, int) and task >= 0)):
+            raise ValueError(f"it keeps {size} examples of task {task}")
+        self.task, self.size = task, size
+
+
+class LatestTask:
+    """Which of the tasks was learned last; 0 before any was."""
+
+    def __init__(self, n_tasks):
+        self.n_tasks, self.task = n_tasks, 0
+
+    def state(self):
+        return {"task": self.task}
+
+    def load_state(self, state):
+        task = state["task"]
+        if not isinstance(task, int) or task not in range(self.n_tasks):
+            raise ValueError(f"its task is {task}, of {self.n_tasks}")
+        self.task = task

@@ -13,5 +13,5 @@ class Net(ReplayLearner):
         with self.net.reptile(self.args.gamma):  # across batches
             for _ in range(self.args.batches_per_example):  # i = 1..s
                 with self.net.reptile(self.args.beta):  # within a batch
-                    self.net.sgd_each([current, *self.memory.draw(self.k)])  # one step each, in order
+                    self.net.sgd_each([current, *self.memory.draw(self.n_draws)])  # one step each, in order
         self.memory.remember(current)

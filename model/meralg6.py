@@ -10,8 +10,8 @@ class Net(ReplayLearner):
     flags = (*ReplayLearner.flags, GAMMA, BATCHES_PER_EXAMPLE)
 
     def learn_one(self, current):
-        self.memory.discard_draw(self.k)
+        self.memory.discard_draw(self.n_draws)
         for _ in range(self.args.batches_per_example):
             with self.net.reptile(self.args.gamma):
-                self.net.sgd_each([*self.memory.draw(self.k), current])
+                self.net.sgd_each([*self.memory.draw(self.n_draws), current])
         self.memory.remember(current)

@@ -12,7 +12,7 @@ class Net(ReplayLearner):
     def learn_one(self, current):
         if self.memory.size:  # the very first example is only remembered
             with self.net.reptile(self.args.gamma):
-                batch = [current, *self.memory.draw(self.k)]
+                batch = [current, *self.memory.draw(self.n_draws)]
                 order = self.engine.draws.shuffle(len(batch))
                 weights = [self.args.s if i == 0 else 1.0 for i in order]
                 self.net.sgd_each([batch[i] for i in order], weights)

@@ -1,7 +1,7 @@
 """Checkpoints: a run that was stopped, or killed, goes on exactly where it was.
 
 `<save_path>/<name>.checkpoint` holds the flags, what the data are, and the state of the Experience; a finished run
-leaves none.
+leaves none. A run claims its latest checkpoint (disk.locks) for as long as it lives, so that no other goes on from it.
 """
 
 import glob
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from disk import safe
 from disk.atomic import remove_leftovers, writing
+from disk.locks import claim, claim_open
 from errors import UserError
-from model.learner import Learner
+from model.foreign import NoState
 from run import provenance, saving
 
 FORMAT = "mer-checkpoint/3"
@@ -110,6 +111,7 @@ class Journal:
         self.made_by = [provenance.made_by(settings)]
         self.spent = {"data": data_seconds, "training": 0.0, "evaluation": 0.0, "total": 0.0}
         self.checkpoints = []
+        self._claim = None  # of the latest
         self._begin = time.perf_counter()
 
     def seconds(self, experience):
@@ -137,7 +139,10 @@ class Journal:
         written = safe.dump(content)
         path = self._path(ENDING, folder)
         with writing(path) as file:
+            mine = claim_open(file)
             file.write(written)
+        self.release()
+        self._claim = mine
         self.checkpoints = [other for other in self.checkpoints if other != path] + [path]
 
     def _path(self, ending, folder=None):
@@ -151,13 +156,31 @@ class Journal:
             with suppress(OSError):
                 path.unlink()
 
+    def release(self):
+        """Lets other processes go on from this run's checkpoints."""
+        if self._claim:
+            self._claim.close()
+        self._claim = None
+
+    def _take(self, path):
+        """Claims a checkpoint that was read. Raises UserError where another process has it, or has finished the run."""
+        try:
+            self._claim = claim(path)
+        except FileNotFoundError as error:
+            raise UserError(f"--resume {path}: it is gone: another process has finished this run") from error
+        except OSError as error:
+            raise UserError(f"--resume {path} cannot be locked ({error.strerror}); copy it to another disk") from error
+        if self._claim is None:
+            raise UserError(f"--resume {path}: another process is at this run; wait for its end, or stop it first")
+
     def go_on_from(self, checkpoint, experience):
         """Takes over a checkpoint (path, content). Returns what else has changed since: code, versions, cpu.
 
-        Raises UserError where it is another run's, or where its state does not fit.
+        Raises UserError where it is another run's, another process is at it, or its state does not fit.
         """
         path, content = checkpoint
         refuse_differences(path, content, self.settings, self.data)
+        self._take(path)
         try:
             experience.load_state(content["experience"])
         except safe.DAMAGED as error:
@@ -180,8 +203,8 @@ class Checkpointer:
 
     def __init__(self, every, journal, experience, warn, clock=time.monotonic):
         self.journal, self.experience, self.warn, self.clock = journal, experience, warn, clock
-        self.can_go_on = isinstance(experience.learner, Learner)  # not so a torch module of its own
-        self.every = every if self.can_go_on else None
+        self.why_not = experience.learner.why_no_state()
+        self.every = every if self.why_not is None else None
         self.last, self.received, self.warned = clock(), None, False
 
     def __enter__(self):
@@ -190,6 +213,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_):
+        self.journal.release()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -205,20 +229,24 @@ class Checkpointer:
         if self._due(batch.number + 1):
             try:
                 self.journal.save_checkpoint(self.experience)
-            except OSError as error:
+            except (OSError, NoState) as error:
                 if not self.warned:
                     self.warn(f"warning: no checkpoint can be written ({error}); the run goes on without")
                 self.warned = True
 
     def _last_checkpoint(self):
         """Path of one written now, in the results' folder or the temporary one; else of an earlier one; else None."""
-        if self.can_go_on:
-            try:
-                self.journal.save_checkpoint(self.experience)
-            except OSError as error:
-                self.warn(f"error: no checkpoint can be written there ({error})")
-                with suppress(OSError):
-                    self.journal.save_checkpoint(self.experience, tempfile.mkdtemp(prefix="mer_rescued_"))
+        if self.why_not is not None:
+            self.warn(f"no checkpoint: {self.why_not}")
+            return None
+        try:
+            self.journal.save_checkpoint(self.experience)
+        except NoState as error:
+            self.warn(f"no checkpoint of now: {error}")
+        except OSError as error:
+            self.warn(f"error: no checkpoint can be written there ({error})")
+            with suppress(OSError):
+                self.journal.save_checkpoint(self.experience, tempfile.mkdtemp(prefix="mer_rescued_"))
         return next((path for path in reversed(self.journal.checkpoints) if path.exists()), None)
 
     def _due(self, n_learned):

@@ -3,6 +3,7 @@
 Its weights, memories and counters, and which tasks it has learned. The tasks of the later run are numbered after those.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 from disk import safe
 from errors import UserError
+from model.foreign import Foreign
 from tasks.files import load_tasks
 from tasks.taskset import MOST_OUTPUTS, MOST_TASKS
 
@@ -75,6 +77,9 @@ class Before:
 
         Raises UserError where it does not fit.
         """
+        if isinstance(learner, Foreign):
+            self._hand_over_attributes(learner)
+            return
         if learner.first_free_slot != self.minibatch_slots:
             most = self.minibatch_slots
             raise UserError(
@@ -92,6 +97,15 @@ class Before:
                 f"--start_from {self.source}: the networks of {self.history[-1]['model']} depend on the number of "
                 f"tasks, so it cannot go on from {self.n_tasks} to {learner.n_tasks}; choose another --model"
             )
+
+    def _hand_over_attributes(self, learner):
+        try:
+            learner.go_on_with_more_tasks(self.learner, self.n_tasks)
+        except safe.DAMAGED as error:
+            raise UserError(
+                f"--start_from {self.source}: {learner.name} cannot go on from {self.n_tasks} to {learner.n_tasks} "
+                f"tasks ({safe.one_line(error)}); choose another --model"
+            ) from error
 
 
 def load(settings, tasks):
@@ -112,7 +126,8 @@ def load(settings, tasks):
         _check_history(content["history"], content["sizes"]["n_tasks"])
     except FileNotFoundError as error:
         raise UserError(
-            f"--start_from {result}: {path.name} is not beside it; give the .pt of a run that kept its state"
+            f"--start_from {result}: {path.name} is not beside it{_why_no_state(path)}; give the .pt of a run that "
+            "kept its state"
         ) from error
     except OSError as error:
         raise UserError(
@@ -143,6 +158,15 @@ def load(settings, tasks):
         minibatch_slots=sizes["first_free_slot"],
         learner=content["learner"],
     )
+
+
+def _why_no_state(path):
+    """What the .json of a run says of the .state that is not there, in brackets, or nothing."""
+    try:
+        reason = json.loads(path.with_suffix(".json").read_bytes())["no_state"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return f" ({reason})"
 
 
 def earlier_tasks(before, settings):

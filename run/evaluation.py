@@ -20,22 +20,15 @@ def n_scored(n_test):
     return max(n_test - 1, 1)
 
 
-def device_of(learner):
-    """Where a learner wants its inputs: with the weights of a torch module; ours place them themselves."""
-    weights = learner.parameters() if isinstance(learner, torch.nn.Module) else ()
-    return next((weight.device for weight in weights), torch.device("cpu"))
-
-
 def hits(learner, split, t):
     """How many of the scored examples of a test split the learner gets right, by its `forward`."""
     n = n_scored(len(split))
     chunk = max(1, CHUNK_NUMBERS // split.n_inputs)
-    device = device_of(learner)
     right = 0
     with torch.no_grad():
         for start in range(0, n, chunk):
             stop = min(start + chunk, n)
-            predicted = learner(split.inputs(slice(start, stop)).to(device), t).argmax(1).cpu()
+            predicted = learner(split.inputs(slice(start, stop)), t).argmax(1).cpu()
             right += int((predicted == torch.from_numpy(split.labels[start:stop])).sum())
     return right
 
@@ -94,12 +87,7 @@ class Evaluator:
                 for t, task in self.tasks.items()
             ]
             return self._evaluation(counts, self._pool)
-        if isinstance(learner, torch.nn.Module):
-            learner.eval()
-        evaluation = self._evaluation([partial(hits, learner, task.test, t) for t, task in self.tasks.items()])
-        if isinstance(learner, torch.nn.Module):
-            learner.train()
-        return evaluation
+        return self._evaluation([partial(hits, learner, task.test, t) for t, task in self.tasks.items()])
 
     def _evaluation(self, counts, pool=None):
         sizes = [len(task.test) for task in self.tasks.values()]

@@ -7,8 +7,7 @@ import time
 import numpy as np
 import torch
 
-from model.learner import Learner
-from run.evaluation import Evaluation, device_of
+from run.evaluation import Evaluation
 
 MOST_PENDING = 2  # evaluations under way: each holds a copy of the weights
 
@@ -35,7 +34,6 @@ class Experience:
         self.next_minibatch, self.seen, self.current = 0, 0, stream.order[0]
         self.result_t, self.seen_at, self.evaluations = [], [], []
         self.waited = 0.0
-        self.device = device_of(learner)
 
     @property
     def earlier_tasks(self):
@@ -54,20 +52,20 @@ class Experience:
                 self.current = batch.t
             train = self.tasks[batch.t].train
             x, y = train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
-            self.learner.observe(x.to(self.device), self.first_task + batch.t, y.to(self.device))
+            self.learner.observe(x, self.first_task + batch.t, y)
             self.next_minibatch, self.seen = batch.number + 1, batch.first + len(batch.indices)
             self._check_finite(batch)
             yield batch
-        if not all(torch.isfinite(value).all() for value in self.learner.state_dict().values()):
+        if not self.learner.is_finite():
             raise Diverged(f"the weights are not finite after example {self.seen}")
         self.evaluate()
 
     def evaluate(self):
         """Has the learner evaluated as it is now."""
         begin = time.perf_counter()
+        self.evaluations.append(self.evaluator.evaluate(self.learner))
         self.result_t.append(self.current)
         self.seen_at.append(self.seen)
-        self.evaluations.append(self.evaluator.evaluate(self.learner))
         for evaluation in self.evaluations[-1 - MOST_PENDING : -MOST_PENDING]:
             evaluation.accuracies()
         self.waited += time.perf_counter() - begin
@@ -98,7 +96,7 @@ class Experience:
         return self.accuracies_at(done[-1]) if done else None
 
     def _check_finite(self, batch):
-        if isinstance(self.learner, Learner) and not math.isfinite(self.learner.engine.take_loss()):
+        if not math.isfinite(self.learner.take_loss()):
             place = f"example {self.seen} (task {batch.t}, minibatch {batch.number})"
             raise Diverged(f"the training loss is not finite at {place}")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model import foreign
 from run import checkpoints, continuation, provenance, settings
 from run.evaluation import Evaluator
 from run.experience import Diverged, Experience, seed_everything
@@ -58,6 +59,8 @@ class Life:
                     after_each(batch)
             except Diverged as error:
                 failed = {"status": "diverged", "failure": str(error)}
+            except foreign.LearnerFailed as error:
+                failed = {"status": "failed", "failure": f"{error}; after {self.experience.seen} examples"}
             self.experience.result_a()  # waits for the evaluations under way
         return failed
 
@@ -81,7 +84,7 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     before = continuation.load(chosen, tasks) if chosen.start_from is not None else None
     earlier, unseen = continuation.earlier_tasks(before, chosen) if before else ({}, [])
     experience = make_experience(chosen, tasks, before, earlier)
-    remarks = [reason, *unseen]
+    remarks = [reason, *unseen, *experience.learner.remarks()]
     if checkpoint:
         changed = journal.go_on_from(checkpoint, experience)
         remarks.append(f"goes on after {experience.seen:,} examples, from {checkpoint[0]}")
@@ -106,11 +109,9 @@ def make_experience(chosen, tasks, before=None, earlier=()):
         data, first_task, n_outputs = before.with_classes_of(tasks), before.n_tasks, before.n_outputs
         slots = max(slots, before.minibatch_slots)
     args = settings.learner_args(chosen, data, minibatch_slots=slots)
-    learner = chosen.learner(tasks.n_inputs, n_outputs, first_task + len(tasks.tasks), args)
+    learner = foreign.build(chosen.learner, tasks.n_inputs, n_outputs, first_task + len(tasks.tasks), args)
     if before:
         before.hand_over(learner)
-    if isinstance(learner, torch.nn.Module) and chosen.cuda:
-        learner.to("cuda")
     own = {first_task + t: task for t, task in enumerate(tasks.tasks)}
     evaluator = Evaluator(dict(earlier) | own, chosen.threads)
     return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task)

@@ -15,7 +15,7 @@ import torch
 import metrics
 from disk.atomic import writing
 from errors import UserError
-from model.learner import Learner
+from model.foreign import NoState
 from run import continuation, provenance
 
 FORMAT = "mer-result/1"
@@ -53,7 +53,7 @@ def save(life, about):
     """Writes the files of a run, each whole or not at all; returns (path without ending, one_liner, trouble).
 
     life      the run.life.Life that has been lived
-    about     further entries of the .json (status and failure of a run that diverged)
+    about     further entries of the .json (status and failure of a run that diverged or whose learner failed)
     trouble   None, or why the files are in a temporary folder instead, a line of text
     The .json comes last: where it is, the others are. Raises OSError where no folder takes them.
     """
@@ -61,17 +61,21 @@ def save(life, about):
     result_t, result_a = experience.result_t, experience.result_a()
     summary = metrics.summarise(result_t, result_a)
     line = one_liner(settings, summary)
-    weights = {key: value.cpu() for key, value in experience.learner.state_dict().items()}
+    weights = experience.learner.state_dict()
     args, original = settings.as_namespace(), io.BytesIO()
     torch.save((torch.tensor(result_t).float(), torch.tensor(result_a), weights, summary.stats, line, args), original)
+    state = {}
+    if settings.keep_state:
+        try:
+            state = {continuation.ENDING: continuation.dump(life)}
+        except NoState as error:
+            about = about | {"no_state": str(error)}
     described = describe(life, summary) | about
-    files = {
+    files = state | {
         ".txt": summary.as_text().encode(),
         ".pt": original.getvalue(),
         ".json": json.dumps(described, indent=1, allow_nan=False).encode(),
     }
-    if settings.keep_state and isinstance(experience.learner, Learner):
-        files[continuation.ENDING] = continuation.dump(life)
     folder, name = settings.save_path, life.journal.name
     try:
         return _write(Path(folder) / name, files), line, None
@@ -130,7 +134,7 @@ def describe(life, summary):
         "earlier": life.earlier(),
         "baseline": numbers(summary.baseline),
         "accuracy_matrix": [numbers(row) for row in summary.matrix],
-        "notes": _plain(learner.notes()) if isinstance(learner, Learner) else {},
+        "notes": _plain(learner.notes()),
         "peak_memory_bytes": provenance.peak_memory(),
         "versions": {name: first[name] for name in ("python", "torch", "numpy", "quadprog") if name in first},
         "code": first["code"],

@@ -1,8 +1,11 @@
 """From the command line to settings: parsed, then resolved for the data and the machine. Nothing changes them."""
 
 import argparse
+import math
 import os
+import re
 import sys
+from contextlib import suppress
 from types import MappingProxyType
 
 import torch
@@ -10,7 +13,8 @@ import torch
 import model
 from errors import UserError
 from model import engine
-from model.flags import DATA, FREE, PAPER, PLACE, SHAPE
+from model.flags import DATA, FREE, PAPER, PLACE, SHAPE, yes_no
+from model.learner import Learner
 from run.flags import AUTO, GROUPS, MODEL, RUN_FLAGS
 
 
@@ -51,7 +55,7 @@ class Settings:
 
     def with_role(self, *roles):
         """{name: value} of the flags that have one of these roles and that this run reads."""
-        mine = {flag.name: flag.role for flag in (*RUN_FLAGS, *flags_of(self.learner))}
+        mine = {flag.name: flag.role for flag in (*RUN_FLAGS, *read_by(self.learner))}
         return {name: value for name, value in self._flags.items() if mine.get(name) in roles}
 
     def science(self):
@@ -64,9 +68,10 @@ class Settings:
         return self.with_role(SHAPE)
 
     def unread(self):
-        """Names of the hyperparameters that this learner does not read; none where it does not say what it reads."""
-        read = {flag.name for flag in flags_of(self.learner)}
-        return sorted(self._flags.keys() - read - {flag.name for flag in RUN_FLAGS}) if read else []
+        """Names of the hyperparameters that this learner does not read; none of one that may read what it likes."""
+        if not issubclass(self.learner, Learner):
+            return []
+        return sorted(self._flags.keys() - {flag.name for flag in (*RUN_FLAGS, *read_by(self.learner))})
 
     def read_in_vain(self):
         """Names of the hyperparameters that were given another value than their default, and that nobody reads."""
@@ -75,8 +80,13 @@ class Settings:
 
 
 def flags_of(learner):
-    """The flags that a learner's class declares."""
+    """The flags that a learner declares: its class, or what model.read_all tells of its file."""
     return getattr(learner, "flags", ())
+
+
+def read_by(learner):
+    """The flags that a learner's class may read: those that it declares; if it is not ours, the paper's too."""
+    return flags_of(learner) if issubclass(learner, Learner) else (*PAPER, *flags_of(learner))
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -84,30 +94,90 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32, width=112)
 
 
-def hyperparameters(learners):
+def hyperparameters(learners, chosen=None):
     """{name: (Flag, [learners that read it])} of the paper's flags and all learners' own.
 
-    The same name must mean the same everywhere.
+    chosen   the learner that comes first: another whose flags do not go with those before it is left out
+
+    Raises UserError where those of the chosen one do not go with the program's.
     """
     found = {flag.name: (flag, []) for flag in PAPER}
-    for name, learner in learners.items():
-        for flag in flags_of(learner):
-            known, readers = found.setdefault(flag.name, (flag, []))
-            if (known.default, known.parse.domain) != (flag.default, flag.parse.domain):
-                raise UserError(
-                    f"--{flag.name} is declared twice: by {readers[0]} (default {known.default}) and by {name} "
-                    f"(default {flag.default}); rename one of them"
-                )
-            readers.append(name)
+    for name in sorted(learners, key=lambda name: name != chosen):
+        clash = _clash(flags_of(learners[name]), found)
+        if clash and name == chosen:
+            raise UserError(f"model/{name}.py: {clash}; rename it there")
+        if not clash:
+            for flag in flags_of(learners[name]):
+                found.setdefault(flag.name, (flag, []))[1].append(name)
     return found
 
 
-def make_parser(learners):
+def _clash(flags, known):
+    """None, or why a learner cannot have these flags beside those {name: (Flag, readers)}."""
+    if len({flag.name for flag in flags}) < len(flags):
+        return "it declares a flag twice"
+    for flag in flags:
+        if flag.name in OWN or not flag.name.isidentifier():
+            return f"its flag --{flag.name} is the program's own" if flag.name in OWN else f"{flag.name!r} is no name"
+        other, readers = known.get(flag.name, (flag, ()))
+        if (other.default, _domain(other)) != (flag.default, _domain(flag)):
+            what = f"{_domain(flag)}, default {as_text(flag.default)}"
+            owner = "model/flags.py" if other in PAPER else f"model/{readers[0]}.py"
+            return (
+                f"its flag --{flag.name} ({what}) is already declared by {owner} "
+                f"({_domain(other)}, default {as_text(other.default)})"
+            )
+    return None
+
+
+OWN = {flag.name for flag in RUN_FLAGS} | {"learner_flag", "help", "image_shape", "class_ranges", "minibatch_slots"}
+
+
+def _domain(flag):
+    """What a flag's values are, for the help."""
+    return getattr(flag.parse, "domain", None) or getattr(flag.parse, "__name__", "value")
+
+
+def left_out(learners):
+    """{name: why} of the learners that cannot be used, as far as shows in classes and in what model.read_all tells."""
+    known, found = hyperparameters(learners), {}
+    for name, learner in learners.items():
+        unusable = not isinstance(learner, type) and (learner.problem or learner.missing())
+        why = unusable or _clash(flags_of(learner), known)
+        if why:
+            found[name] = why
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that says what a misspelt flag may have meant, and a remedy besides."""
+
+    remedy = ""
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            words = [word.partition("=")[0] for word in unknown]
+            hints = "".join(model.meant(word, known) for word in words if word.startswith("--"))
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hints}{self.remedy}")
+        return found
+
+
+def named_value(word):
+    """Parser of NAME=VALUE."""
+    name, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{word!r} is not NAME=VALUE, such as n_sampled_memories=300")
+    return name, value
+
+
+def make_parser(learners, chosen=None):
     """The parser of main.py's command line, with the flags of these learners.
 
     A flag that is not given is absent from the parsed Namespace.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="main.py",
         description="Train one continual learner on a stream of tasks and tell how much it remembers. "
         "(Riemer et al., ICLR 2019)",
@@ -117,8 +187,15 @@ def make_parser(learners):
     )
     group = parser.add_argument_group("learner (each flag with the learners that read it)")
     _add(group, MODEL, ", ".join(learners))
-    for flag, readers in hyperparameters(learners).values():
+    for flag, readers in hyperparameters(learners, chosen).values():
         _add(group, flag, "read by " + ("all" if len(readers) == len(learners) else ", ".join(readers) or "none"))
+    group.add_argument(
+        "--learner_flag",
+        type=named_value,
+        action="append",
+        metavar="NAME=VALUE",
+        help="a flag that the file of a learner reads without declaring it (args.NAME); may be repeated",
+    )
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -128,7 +205,7 @@ def make_parser(learners):
 
 def _add(group, flag, *remarks):
     text = "; ".join((flag.help, *remarks, f"default {as_text(flag.default)}")).replace("%", "%%")
-    metavar = None if flag.choices else flag.parse.domain
+    metavar = None if flag.choices else _domain(flag)
     bare = {} if flag.bare is None else {"nargs": "?", "const": flag.bare}
     group.add_argument(f"--{flag.name}", type=flag.parse, choices=flag.choices, metavar=metavar, help=text, **bare)
 
@@ -149,14 +226,29 @@ def parse(words=None, before=None):
 
     Exits with code 2 and a message on a flag that breaks its rule (argparse); raises UserError on what shows later.
     """
-    learners = model.load_all()
-    parser = make_parser(learners)
+    words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
+    name = _model_in(words) or before.get("model", MODEL.default)
+    if {"-h", "--help"} & set(words):
+        with suppress(UserError):  # then left_out says why
+            learners |= {name: model.load(name)}
+        useless = left_out(learners)
+        for name, why in useless.items():
+            print(f"note: model/{name}.py is left out: {why}", file=sys.stderr)
+        make_parser({name: learner for name, learner in learners.items() if name not in useless}).parse_args(["--help"])
+    learner = model.load(name)
+    about, learners = learners[name], learners | {name: learner}
+    parser = make_parser(learners, name)
+    if not issubclass(learner, Learner):
+        parser.remedy = f"; what model/{name}.py reads without declaring it: --learner_flag NAME=VALUE"
     given = vars(parser.parse_args(words))
     if before:
+        known = hyperparameters(learners, name).keys() | OWN
         typed = [f"--{name}={_typed(value)}" for name, value in before.items() if value is not None or name in NEVER]
-        given = vars(parser.parse_args(typed)) | given  # checked like any
-    name = given.get("model", MODEL.default)
-    learner = model.load(name)
+        typed = [word if word[2:].partition("=")[0] in known else f"--learner_flag={word[2:]}" for word in typed]
+        earlier = vars(parser.parse_args(typed))  # checked like any
+        extra = earlier.pop("learner_flag", []) + given.pop("learner_flag", [])
+        given = earlier | given | ({"learner_flag": extra} if extra else {})
+    given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
     flags = {flag.name: flag.default for flag in (*RUN_FLAGS, *PAPER, *flags_of(learner))}
     settings = Settings(flags | given, learner)
     if settings.cuda and not torch.cuda.is_available():
@@ -165,6 +257,54 @@ def parse(words=None, before=None):
         folder, name = os.path.split(settings.data_file)
         raise UserError(f"--data_file {settings.data_file} names a folder: say --data_path {folder} --data_file {name}")
     return settings
+
+
+def _model_in(words):
+    """The learner that a command line names, or None; all else of it is looked at later."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--model", nargs="?")
+    return peek.parse_known_args(words)[0].model
+
+
+def _extra_flags(pairs, parser, learner, about):
+    """{name: value} of --learner_flag, given as (name, text), for a learner of whose file `about` tells."""
+    found = {}
+    for name, text in pairs:
+        if name in OWN:
+            raise UserError(f"--learner_flag {name}={text}: {name} is a flag of every run; say --{name} {text}")
+        if f"--{name}" in parser._option_string_actions:
+            found |= vars(parser.parse_args([f"--{name}={text}"]))
+        elif issubclass(learner, Learner):
+            names = [flag.name for flag in flags_of(learner)]
+            raise UserError(
+                f"--learner_flag {name}={text}: {about.name} reads no such flag{model.meant(name, names)}; it reads "
+                f"{', '.join(names)}"
+            )
+        else:
+            found[name] = value_of(name, text, about.type_of(name))
+    return found
+
+
+def value_of(name, text, kind=None):
+    """The value of --learner_flag name=text: of a kind where one is known, else what it looks like."""
+    try:
+        if kind is not None:
+            value = yes_no({"True": "yes", "False": "no"}.get(text, text)) if kind is bool else kind(text)
+        else:
+            value = _looks_like(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        words = {int: "a whole number", float: "a number", bool: "yes or no"}[kind]
+        raise UserError(f"--learner_flag {name}={text}: {name} is {words} in the learner's file; give one") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--learner_flag {name}={text}: it must be finite; give a number that is")
+    return value
+
+
+def _looks_like(text):
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return {"yes": True, "no": False}.get(text, text)
 
 
 NEVER = ("checkpoint_every",)  # its None is a word: never

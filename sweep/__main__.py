@@ -17,8 +17,8 @@ from run import settings
 from run.flags import MOST_SEED
 from sweep import tuning
 from sweep.commands import grid_points, read, select
-from sweep.conduct import Signals, Stopped, conduct, summary
-from sweep.experiment import prepare
+from sweep.conduct import Signalled, Signals, conduct, summary
+from sweep.job import prepare
 from sweep.pools import LocalPool, RayPool
 from sweep.work import Site
 
@@ -99,7 +99,7 @@ class Campaign:
         self.signals = Signals()  # after Ray, which would put its own in their place
 
     def run(self, commands, folder):
-        """{key: Outcome} of the commands' runs, whose results are then in the folder. Raises Stopped after a signal."""
+        """{key: Outcome} of the commands' runs, whose results are then in the folder. Raises Signalled."""
         begin = time.monotonic()
         site = Site(os.path.abspath(folder), os.getcwd(), self.tries)
         site.make()
@@ -108,7 +108,7 @@ class Campaign:
         outcomes = conduct(list(once.values()), site, self.pool, self.signals)
         print(summary(once, outcomes, site, time.monotonic() - begin), flush=True)
         if self.signals.received:
-            raise Stopped(self.signals.received)
+            raise Signalled(self.signals.received)
         return outcomes
 
     def tune(self, trials, args):
@@ -162,7 +162,7 @@ def main(arguments=None):
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return 2
-    except Stopped as stop:
+    except Signalled as stop:
         return 128 + stop.signal
     except KeyboardInterrupt:
         return 130

@@ -74,7 +74,7 @@ class Command:
 
     def reads(self, flag):
         """Whether the value of a flag can matter to the run: a hyperparameter must be its learner's."""
-        known = settings.hyperparameters(model.load_all())
+        known = settings.hyperparameters(model.read_all())
         return flag not in known or self.args.model in known[flag][1]
 
     def __str__(self):
@@ -112,7 +112,7 @@ def read(lines, source):
 
 def experiments():
     """The paper's experiments, listed in mer_examples.sh: dictionaries of the flags that they give, without seed."""
-    parser = settings.make_parser(model.load_all())
+    parser = settings.make_parser(model.read_all())
     text = subprocess.run(["bash", str(LIST), "--experiments"], capture_output=True, text=True, check=True).stdout
     lines = [shlex.split(line, comments=True) for line in text.splitlines()]
     return [vars(parser.parse_args(parts[2:])) for parts in lines if parts]

@@ -1,4 +1,4 @@
-"""Has experiments performed, shows how it goes, and says at the end what became of them."""
+"""Has jobs performed, shows how it goes, and says at the end what became of them."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ from itertools import zip_longest
 from tqdm import tqdm
 
 from sweep import work
-from sweep.experiment import finished
+from sweep.job import finished
 
 STOPPED = work.Outcome("stopped")
 REFRESH = 0.5  # seconds
@@ -31,7 +31,7 @@ class Signals:
             signal.signal(each, signal.SIG_DFL)
 
 
-class Stopped(Exception):
+class Signalled(Exception):
     """A sweep was ended by a signal, whose number this is."""
 
     def __init__(self, number):
@@ -39,26 +39,26 @@ class Stopped(Exception):
         self.signal = number
 
 
-def conduct(experiments, site, pool, signals):
-    """{key: Outcome} of all experiments; of those that a signal kept from ending, the status is "stopped".
+def conduct(jobs, site, pool, signals):
+    """{key: Outcome} of all jobs; of those that a signal kept from ending, the status is "stopped".
 
     In two rounds: those that another sweep is at are left for the second, which waits for them. After a signal the pool
     is closed.
     """
     known = finished(site.folder)
-    outcomes = {e.key: work.outcome_of(known[e.key], "skipped", e, site) for e in experiments if e.key in known}
-    display = Display(len(experiments), len(outcomes), site, pool.width)
+    outcomes = {e.key: work.outcome_of(known[e.key], "skipped", e, site) for e in jobs if e.key in known}
+    display = Display(len(jobs), len(outcomes), site, pool.width)
     for wait in (False, True):
-        pending = {pool.submit(e, site, wait): e for e in experiments if e.key not in outcomes}
+        pending = {pool.submit(e, site, wait): e for e in jobs if e.key not in outcomes}
         while pending and not signals.received:
             display.show(pending.values())
             done, _ = futures.wait(pending, REFRESH, futures.FIRST_COMPLETED)
             for future in done:
-                experiment = pending.pop(future)
+                job = pending.pop(future)
                 outcome = _outcome(future)
                 if outcome.status != "busy":
-                    outcomes[experiment.key] = outcome
-                    display.tell(experiment, outcome)
+                    outcomes[job.key] = outcome
+                    display.tell(job, outcome)
         if signals.received:
             name = signal.Signals(signals.received).name
             display.say(f"{name}: the runs write their checkpoints and end (a second signal ends all at once)")
@@ -67,7 +67,7 @@ def conduct(experiments, site, pool, signals):
             outcomes |= {key: outcome for key, outcome in last.items() if outcome.status in ("done", "diverged")}
             break
     display.close()
-    return {e.key: outcomes.get(e.key, STOPPED) for e in experiments}
+    return {e.key: outcomes.get(e.key, STOPPED) for e in jobs}
 
 
 def _outcome(future):
@@ -77,15 +77,15 @@ def _outcome(future):
         return work.Outcome("failed", failure=f"{type(error).__name__}: {error}")
 
 
-def summary(experiments, outcomes, site, seconds):
-    """The text that ends a sweep of these {key: Experiment}."""
+def summary(jobs, outcomes, site, seconds):
+    """The text that ends a sweep of these {key: Job}."""
     count, lines = Counter(), []
     for key, outcome in outcomes.items():
         count["failed" if outcome.failure else outcome.status] += 1
         if outcome.failure:
-            experiment = experiments[key]
-            lines += [f"failed: {experiment.label}: {outcome.failure}", f"  {experiment}"]
-            lines += [f"  {site.log(experiment)} ends with:"] if outcome.log_tail else []
+            job = jobs[key]
+            lines += [f"failed: {job.label}: {outcome.failure}", f"  {job}"]
+            lines += [f"  {site.log(job)} ends with:"] if outcome.log_tail else []
             lines += [f"    {line}" for line in outcome.log_tail.splitlines()]
     lines.append(
         f"{count['done']} done, {count['skipped']} skipped (finished before), {count['failed']} failed"
@@ -96,7 +96,7 @@ def summary(experiments, outcomes, site, seconds):
 
 
 class Display:
-    """On a terminal: a bar over all experiments with the time left, a line for each that runs. Else lines of text."""
+    """On a terminal: a bar over all jobs with the time left, a line for each that runs. Else lines of text."""
 
     def __init__(self, total, n_before, site, n_lines):
         self.total, self.n_before, self.n_done, self.site = total, n_before, n_before, site
@@ -108,11 +108,11 @@ class Display:
             lines = [tqdm(bar_format="{desc}", position=i + 1, leave=False) for i in range(n_lines)]
             self.bars = [overall, *lines]
 
-    def tell(self, experiment, outcome):
+    def tell(self, job, outcome):
         """Of one that has ended."""
         self.n_done += 1
         about = f"RA {outcome.RA:.3f} ({outcome.seconds:.0f} s)" if outcome.RA is not None else outcome.failure
-        self.say(f"[{self.n_done}/{self.total}] {outcome.status}: {experiment.label}: {about}")
+        self.say(f"[{self.n_done}/{self.total}] {outcome.status}: {job.label}: {about}")
 
     def show(self, pending):
         """Of those that are running."""

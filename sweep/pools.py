@@ -1,4 +1,4 @@
-"""Where experiments are performed: by threads here, each waiting for a process, or by the tasks of a Ray cluster."""
+"""Where jobs are performed: by threads here, each waiting for a process, or by the tasks of a Ray cluster."""
 
 import os
 import threading
@@ -20,9 +20,9 @@ class LocalPool:
     def __str__(self):
         return f"{self.width} side by side"
 
-    def submit(self, experiment, site, wait):
-        """A concurrent.futures.Future of the experiment's Outcome."""
-        return self._executor.submit(perform, experiment, site, wait, self._stop)
+    def submit(self, job, site, wait):
+        """A concurrent.futures.Future of the job's Outcome."""
+        return self._executor.submit(perform, job, site, wait, self._stop)
 
     def close(self):
         """Ends what still runs, with a checkpoint; returns when all is still."""
@@ -34,7 +34,7 @@ class RayPool:
     """address   of the cluster; "auto": the one that this machine belongs to
 
     The cluster's machines see this folder, the data and the results under the same paths. Ray runs a task again whose
-    machine or worker died; the experiment's lock keeps a second one from starting while the first still ends.
+    machine or worker died; the job's lock keeps a second one from starting while the first still ends.
     """
 
     def __init__(self, address):
@@ -53,11 +53,11 @@ class RayPool:
     def __str__(self):
         return f"on Ray with {self._ray.cluster_resources().get('CPU', 0):.0f} cores"
 
-    def submit(self, experiment, site, wait):
-        """A concurrent.futures.Future of the experiment's Outcome."""
-        needs = {"num_cpus": experiment.threads, "num_gpus": int(experiment.gpu)}
+    def submit(self, job, site, wait):
+        """A concurrent.futures.Future of the job's Outcome."""
+        needs = {"num_cpus": job.threads, "num_gpus": int(job.gpu)}
         task = self._ray.remote(max_retries=site.tries - 1, **needs)(perform)
-        reference = task.remote(experiment, site, wait)
+        reference = task.remote(job, site, wait)
         self._references.append(reference)
         return reference.future()
 

@@ -9,7 +9,7 @@ from disk.atomic import writing
 from errors import UserError
 from run import provenance
 from sweep.commands import facts
-from sweep.experiment import prepare
+from sweep.job import prepare
 
 FORMAT = "mer-tuning/1"
 RULE = "the largest mean RA over the tuning seeds, among points none of whose runs diverged"
@@ -63,7 +63,7 @@ class Tuning:
     def judge(self, command, outcomes):
         """A record's entry for one command, as plain values: each point with its RA by seed, and the choice.
 
-        outcomes   {key: Outcome} of the experiments of all `commands`
+        outcomes   {key: Outcome} of the jobs of all `commands`
         A point where a run diverged is not chosen. choice and chosen_command are None where that leaves none, and where
         a run failed otherwise: it might have been the best.
         """

@@ -1,4 +1,4 @@
-"""Makes one experiment's run: under its lock, in its own folder, with a log, again where it died."""
+"""Makes one job's run: under its lock, in its own folder, with a log, again where it died."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from errors import UserError
 from run import provenance
 from sweep.commands import as_text, words
-from sweep.experiment import Experiment, finished, lock_path, private_folder, publish
+from sweep.job import Job, finished, lock_path, private_folder, publish
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.1  # seconds
@@ -53,13 +53,13 @@ class Site:
     def logs(self):
         return Path(self.folder) / "logs"
 
-    def log(self, experiment):
-        return self.logs / experiment.log_name
+    def log(self, job):
+        return self.logs / job.log_name
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an experiment.
+    """What became of a job.
 
     status    done, skipped (it was finished), diverged, failed (nothing is finished), stopped, busy (elsewhere)
     failure   why it is no complete run, where it diverged or failed
@@ -72,24 +72,24 @@ class Outcome:
     log_tail: str = ""  # the last lines of the log
 
 
-def perform(experiment: Experiment, site: Site, wait: bool, stop: threading.Event = NEVER) -> Outcome:
-    """Sees to it that the experiment is finished: the only one to do so at any time, on all machines.
+def perform(job: Job, site: Site, wait: bool, stop: threading.Event = NEVER) -> Outcome:
+    """Sees to it that the job is finished: the only one to do so at any time, on all machines.
 
     wait   for whoever is at it; otherwise "busy" is the outcome
     stop   set by another thread to end soon, with a checkpoint
     """
-    with locked(site.folder, experiment.key, wait, stop) as lock:
+    with locked(site.folder, job.key, wait, stop) as lock:
         if lock is None:
             return Outcome("stopped" if stop.is_set() else "busy")
-        outcome, tries = _outcome("skipped", experiment, site), 0
+        outcome, tries = _outcome("skipped", job, site), 0
         while outcome is None:
             tries += 1
-            code = _run(experiment, site, tries, lock, stop)
-            outcome = _outcome("done", experiment, site)
+            code = _run(job, site, tries, lock, stop)
+            outcome = _outcome("done", job, site)
             if outcome is None and stop.is_set():
                 outcome = Outcome("stopped")
             elif outcome is None and not (_died(code) and tries < site.tries):
-                outcome = Outcome("failed", failure=_why(code, tries), log_tail=_tail(site.log(experiment)))
+                outcome = Outcome("failed", failure=_why(code, tries), log_tail=_tail(site.log(job)))
         return outcome
 
 
@@ -100,7 +100,7 @@ def _died(code):
 
 def _why(code, tries):
     if code == 0:
-        return "its result is not this experiment's: has the program changed meanwhile?"
+        return "its result is not this job's: has the program changed meanwhile?"
     if not _died(code):
         return f"exit code {code}"
     number = -code if code < 0 else code - 128
@@ -108,26 +108,26 @@ def _why(code, tries):
     return f"died {tries} times, lastly by {name}"
 
 
-def _outcome(status, experiment, site):
+def _outcome(status, job, site):
     """The Outcome that the results tell, once the private folder's are among them; None where there is none yet."""
-    publish(site.folder, experiment.key)
-    result = finished(site.folder).get(experiment.key)
-    return result and outcome_of(result, status, experiment, site)
+    publish(site.folder, job.key)
+    result = finished(site.folder).get(job.key)
+    return result and outcome_of(result, status, job, site)
 
 
-def outcome_of(result, status, experiment, site):
+def outcome_of(result, status, job, site):
     """The Outcome of a finished run: `status`, or "diverged"."""
     if result.failure:
-        return Outcome("diverged", failure=result.failure, log_tail=_tail(site.log(experiment)))
+        return Outcome("diverged", failure=result.failure, log_tail=_tail(site.log(job)))
     return Outcome(status, result.RA, result.seconds)
 
 
 @contextmanager
 def locked(folder, key, wait, stop):
-    """Holds an experiment's lock: gives its file descriptor, or None where another holds it (or stop was set).
+    """Holds a job's lock: gives its file descriptor, or None where another holds it (or stop was set).
 
     The kernel lets go of it when the last process that holds the descriptor dies; a run inherits it. So the lock lasts
-    as long as anything works on the experiment, even where the sweep was killed and its run is still ending.
+    as long as anything works on the job, even where the sweep was killed and its run is still ending.
     """
     with open(lock_path(folder, key), "ab") as file:
         while not stop.is_set():
@@ -143,15 +143,15 @@ def locked(folder, key, wait, stop):
         yield None
 
 
-def _run(experiment, site, number, lock, stop):
-    """One try of main.py, in the experiment's own folder; returns its exit code: see _died."""
-    private = private_folder(site.folder, experiment.key)
+def _run(job, site, number, lock, stop):
+    """One try of main.py, in the job's own folder; returns its exit code: see _died."""
+    private = private_folder(site.folder, job.key)
     for path in private.glob("*"):
         if path.suffix != ".checkpoint":  # half a result of one that was killed
             path.unlink()
-    flags = experiment.flags | {"save_path": f"{private}/", "resume": "auto", "progress": "yes"}
+    flags = job.flags | {"save_path": f"{private}/", "resume": "auto", "progress": "yes"}
     leash = [sys.executable, str(ROOT / "sweep" / "leash.py"), str(os.getpid())]
-    log = site.log(experiment)
+    log = site.log(job)
     with open(log, "a") as output:
         output.write(f"--- {provenance.now()}, try {number}: {as_text(flags)}\n")
         output.flush()
@@ -163,7 +163,7 @@ def _run(experiment, site, number, lock, stop):
             stderr=output,
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
-            env=os.environ | {"OMP_NUM_THREADS": str(experiment.threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
         )
         try:
             while process.poll() is None and not stop.wait(POLL):

@@ -18,13 +18,13 @@ import numpy as np
 
 from disk.atomic import writing
 from disk.resources import available_memory, check_room
+from disk.safe import most_unpacked
 from errors import UserError
 from tasks import mnist
 from tasks.taskset import HALVES, Split, Task, TaskSet, plain_descriptor
 
 FORMAT = "mer-tasks/1"
 BLOCK_BYTES = 1 << 20  # read or written at once
-EXPANDS_FREELY, MOST_EXPANSION = 256 << 20, 100  # a file beyond both, in bytes and in times its size, is a bomb
 REMEDY = "make it again (python get_data.py --help)"
 
 
@@ -90,7 +90,7 @@ def _write_member(archive, name, *arrays):
 def read_compact(path, archive, name, origin):
     """The TaskSet in an open .npz. Raises UserError, or what zipfile, numpy and json raise on a damaged file."""
     size = sum(info.file_size for info in archive.infolist())
-    if size > max(EXPANDS_FREELY, MOST_EXPANSION * path.stat().st_size) or size > available_memory():
+    if size > most_unpacked(path.stat().st_size) or size > available_memory():
         raise UserError(f"{path} unpacks to {size:,} bytes: it is no task file, or more than the free memory")
     about = json.loads(_read_member(archive, "about", 1, "uint8").tobytes())
     descriptors, source, shipped = list(about["descriptors"]), about["source"], None

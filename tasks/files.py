@@ -6,12 +6,11 @@ Two formats, told apart by content, not by name: the original's (original_format
 import os
 import pickle
 import re
-import struct
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
+from disk.safe import DAMAGED, OtherProtocol
 from errors import UserError
 from tasks import mnist
 from tasks.compact_format import read_compact, write_compact
@@ -20,22 +19,22 @@ from tasks.taskset import MOST_TASKS, TaskSet, permutations, rotations
 
 __all__ = ["N_TASKS", "build", "load_tasks", "read", "write_compact", "write_original"]
 
+DEFAULT_FOLDER = "data/"
 ROTATIONS = "mnist_rotations"
 N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100}  # can be built; the paper's sizes
 MOST_DEGREES = 3600
-# what torch.load, zipfile, numpy and json raise on files that are damaged or not theirs
-DAMAGED = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-DAMAGED += (ArithmeticError, MemoryError, SyntaxError, struct.error, zlib.error)
-DAMAGED += (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def load_tasks(data_path, data_file, data_seed=0):
     """The TaskSet called `data_file`: the file of that name in `data_path`, or else built in memory from shipped MNIST.
 
+    A folder that is given must be there; only DEFAULT_FOLDER, which None stands for, may be missing.
     For name.pt that is not there, name.npz is taken. mnist_rotations, mnist_permutations (20 tasks each) and
     mnist_manypermutations (100) can be built, deterministically in data_seed, which matters to nothing else.
     Uses none of the global random streams. Raises UserError where there is no such file, or none that can be used.
     """
+    data_path = DEFAULT_FOLDER if data_path is None else data_path
+    check_folder(data_path)
     path = Path(data_path) / data_file
     stem, ending = os.path.splitext(data_file)
     if os.path.exists(path):
@@ -47,6 +46,19 @@ def load_tasks(data_path, data_file, data_seed=0):
         return build(kind, seed=data_seed, name=data_file)
     known = f"without a file there are {', '.join(f'{name}.pt' for name in N_TASKS)}"
     raise UserError(f"no data file {path}; {data_path} has {_task_files(data_path)}; {known}; see get_data.py --help")
+
+
+def check_folder(folder):
+    """Raises UserError where a folder of data was given that is none."""
+    try:
+        there = bool(str(folder)) and os.path.exists(folder)
+    except ValueError:  # a null byte
+        there = False
+    if not there and str(folder) and Path(folder) == Path(DEFAULT_FOLDER):
+        return
+    if not there or not os.path.isdir(folder):
+        what = "is no folder" if there else "is not there"
+        raise UserError(f"--data_path {str(folder)!r:.200} {what}; give the folder of the data files, or leave it out")
 
 
 def _task_files(folder):
@@ -101,11 +113,21 @@ def read(path, name=None, remark=""):
         raise
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions") from error
-    except DAMAGED as error:
+    except OtherProtocol as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, *DAMAGED) as error:
         carried = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and carried:
             what = f"carries code or objects of its own ({carried[1]}), which is never run"
         else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             what = f"is damaged, or no data file ({reason})"
-        raise UserError(f"{path} {what}; get it again (python get_data.py), or save plain tensors only") from error
+        raise UserError(f"{path} {what}; {_remedy(path)}") from error
+
+
+def _remedy(path):
+    """How to get a data file that can be read."""
+    kind = path.stem.removeprefix("mnist_")
+    if path.stem in (*N_TASKS, "cifar100"):
+        return f"get it again: delete it, and python get_data.py {kind}"
+    return "save it again, with plain tensors only: [train, test], lists of one [descriptor, x, y] per task"

@@ -16,7 +16,7 @@ import torch
 
 from disk.atomic import writing
 from disk.resources import available_memory, check_room
-from disk.safe import check_pickles
+from disk.safe import check_pickles, load_plain
 from errors import UserError
 from tasks.taskset import HALVES, IMAGE_SHAPE, MOST_TASKS, Split, Task, TaskSet, plain_descriptor
 
@@ -56,7 +56,7 @@ def read_original(path, name, origin, mapped):
         )
     with open(path, "rb") as file:
         check_pickles(file, ODD_TENSORS)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    content = load_plain(path, mmap=mapped)
     train, test = (_sequence(path, half) for half in _sequence(path, content, 2))
     if len(train) != len(test):
         raise UserError(f"{path} has {len(train)} training and {len(test)} test sets; every task needs both")
@@ -80,6 +80,8 @@ def _sequence(path, value, length=None):
 def _kind(value):
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array, {value.dtype} {value.shape}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple) else "")
 
 

@@ -204,6 +204,8 @@ def plain_descriptor(descriptor):
     """What a stranger's file says of a task, as a number or a short string."""
     if isinstance(descriptor, torch.Tensor) and descriptor.numel() == 1:
         descriptor = descriptor.item()
+    if isinstance(descriptor, np.generic):
+        descriptor = descriptor.item()
     if isinstance(descriptor, int | float):
         return descriptor
     return descriptor[:200] if isinstance(descriptor, str) else type(descriptor).__name__

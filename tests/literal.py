@@ -293,6 +293,23 @@ def meralg7(stream, sizes, h):
     return named(layers)
 
 
+def mer_minibatch(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    remember = Remember(h.memories)
+    before = clones(layers)
+    for number, (t, x, y) in enumerate(stream, 1):
+        batch = [*draw(remember.memory, h.replay_batch_size), (t, x, y)]
+        x_all, y_all = torch.cat([x for _, x, _ in batch]), torch.cat([y for _, _, y in batch])
+        sgd(optimizer, F.cross_entropy(outputs(layers, x_all), y_all))
+        if number % h.reptile_every == 0:
+            reptile(layers, before, h.gamma)
+            before = clones(layers)
+        for example in one_at_a_time([(t, x, y)]):
+            remember(example)
+    return named(layers)
+
+
 LEARNERS = {
-    f.__name__: f for f in (online, independent, taskinput, ewc, gem, eralg4, eralg5, meralg1, meralg6, meralg7)
+    f.__name__: f
+    for f in (online, independent, taskinput, ewc, gem, eralg4, eralg5, meralg1, meralg6, meralg7, mer_minibatch)
 }

@@ -28,7 +28,7 @@ def make_draws(args):
 
 
 def create(args):
-    """The engine that args.engine names, drawing as args.draws says. (settings.resolve_engine makes both concrete)"""
+    """The engine that args.engine names, drawing as args.draws says. (run.settings.resolve makes both concrete)"""
     if args.engine == "native":
         from model.engine.native import NativeEngine
 

@@ -166,6 +166,10 @@ cdef class ShuffleDraws:
         finally:
             free(order)
 
+    def discard(self, n, k):
+        """Moves the stream as a draw does whose indices nobody wants."""
+        self.draw(n, k)
+
     def randint(self, Py_ssize_t n):
         """random.randint(0, n), for n below 2^32 - 1 (else ValueError)."""
         if not 0 <= n < 0xFFFFFFFF:

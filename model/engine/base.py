@@ -47,7 +47,7 @@ class Network(ABC):
 
     @abstractmethod
     def gradient(self, batch):
-        """Gradient of the mean loss of the batch, a vector."""
+        """Gradient of the mean loss of the batch, a vector: no anchor counts; the engine adds up the loss."""
 
     @abstractmethod
     def task_gradients(self, batches):

@@ -1,4 +1,4 @@
-"""RA, LA, BTI, FWT and the .txt against plain NumPy, written from their definitions."""
+"""The summaries and the .txt against plain NumPy, written from their definitions."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,19 @@ def independent(result_t, result_a):
     return baseline, R, RA, LA, BTI, FWT
 
 
+def anytime_and_forgetting(result_t, result_a):
+    """(AAA, forgetting) as their papers write them, task by task."""
+    order, means, after = [], [], []
+    for i, (t, row) in enumerate(zip(result_t, result_a, strict=True)):
+        order += [] if t in order else [t]
+        if i > 0 or len(result_t) == 1:
+            means.append(sum(float(row[j]) for j in order) / len(order))
+        if i + 1 == len(result_t) or result_t[i + 1] != t:
+            after.append(row)
+    drops = [max(float(row[j]) for row in after[:-1]) - float(after[-1][j]) for j in order[:-1]]
+    return sum(means) / len(means), sum(drops) / len(drops) if drops else 0.0
+
+
 def run_of(n_tasks, per_task, order, seed=0):
     """An invented run: result_t, with the first task's first row before it is learned, and random accuracies."""
     result_t = [t for t in order for _ in range(per_task)] + [order[-1]]
@@ -42,6 +55,9 @@ def test_metrics(n_tasks, per_task, shuffled, kind):
     np.testing.assert_array_equal(found.matrix.numpy(), R.astype(np.float32))
     values = [float(getattr(found, name)) for name in ("RA", "LA", "BTI", "FWT")]
     np.testing.assert_allclose(values, [RA, LA, BTI, FWT], atol=1e-6)
+    expected = anytime_and_forgetting(result_t, result_a)
+    np.testing.assert_allclose([float(found.AAA), float(found.forgetting)], expected, atol=1e-6)
+    assert metrics.NAMES == ("RA", "LA", "BTI", "FWT", "AAA", "forgetting")
     assert found.stats == [found.RA, found.BTI, found.FWT]
     assert found.as_text() == text_of(baseline, R, RA, BTI, FWT)
 
@@ -62,6 +78,8 @@ def test_by_hand():
         "Final Accuracy: 0.6500\nBackward: -0.2000\nForward:  -0.0500\n"
     )
     assert float(found.LA) == pytest.approx(0.85)
+    assert float(found.AAA) == pytest.approx((0.9 + (0.4 + 0.7) / 2 + (0.8 + 0.5) / 2) / 3)  # rows 1 to 3
+    assert float(found.forgetting) == pytest.approx(0.9 - 0.5)
 
 
 def test_an_order_of_presentation_changes_nothing_but_names():
@@ -71,7 +89,8 @@ def test_an_order_of_presentation_changes_nothing_but_names():
     renamed = np.empty_like(result_a)
     renamed[:, new] = result_a
     one, other = metrics.summarise(result_t, result_a), metrics.summarise(new[result_t], renamed)
-    assert one.stats == other.stats and one.LA == other.LA and one.as_text() == other.as_text()
+    assert one.stats == other.stats and one.as_text() == other.as_text()
+    assert all(getattr(one, name) == getattr(other, name) for name in metrics.NAMES)
 
 
 def test_a_run_that_broke_off_is_judged_by_what_it_learned():
@@ -83,6 +102,7 @@ def test_a_run_that_broke_off_is_judged_by_what_it_learned():
     assert float(found.LA) == pytest.approx((6 + 8) / 2 / 12)
     assert float(found.BTI) == pytest.approx(((10 - 6) + 0) / 2 / 12)
     assert float(found.FWT) == pytest.approx((4 - 0) / 2 / 12)
+    assert float(found.forgetting) == pytest.approx((6 - 10) / 12)  # it got better
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ for words in json.load(sys.stdin):
 def results(tmp_path_factory):
     """{name: what main.py did} of all command lines, in one process of a copy of the program with more learners."""
     folder = tmp_path_factory.mktemp("copy")
-    copy_program(folder, "build", "benchmarks", "*.c", "*.pyx")
+    copy_program(folder, "build", "benchmarks", "*.c")
     learners = {"gemstyle": GEM_STYLE, "absolute": ABSOLUTE, "ownflags": OWN_FLAGS, "broken": BROKEN}
     example, source = readme_learner()
     if example:

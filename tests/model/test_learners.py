@@ -30,6 +30,7 @@ FLAGS = {
     "meralg1": {**REPLAY, "beta": 0.4, "gamma": 0.7, "batches_per_example": 1},
     "meralg6": {**REPLAY, "gamma": 0.6, "batches_per_example": 1},
     "meralg7": {**REPLAY, "gamma": 0.6, "s": 3.0},
+    "mer_minibatch": {**REPLAY, "gamma": 0.6, "reptile_every": 3},
 }
 # `batch_size` and `order` (of the tasks) are the stream's; `same`: all examples alike but for their labels
 ALL = [{}, {"batch_size": 4}, {"n_layers": 0}, {"n_layers": 1}, {"n_layers": 3}, {"order": (2, 0, 1), "batch_size": 3}]
@@ -54,6 +55,7 @@ SOME = {
     **dict.fromkeys(("eralg4", "eralg5", "meralg7"), SOME_REPLAY),
     "meralg1": [*SOME_REPLAY, {"batches_per_example": 3}, {"beta": 1.0, "gamma": 1.0}, {"gamma": 0.0}],
     "meralg6": [*SOME_REPLAY, {"batches_per_example": 3, "batch_size": 4}],
+    "mer_minibatch": [*SOME_REPLAY, {"reptile_every": 1}, {"reptile_every": 4, "batch_size": 4}, {"gamma": 0.0}],
 }
 CASES = [(name, change) for name in FLAGS for change in ALL + SOME.get(name, [])]
 
@@ -274,6 +276,20 @@ def test_goes_on_from_its_state(make, tmp_path):
         assert other.notes() == learner.notes()
         for t in range(T):
             assert torch.equal(other(stream[0][1], t), learner(stream[0][1], t))
+
+
+@pytest.mark.parametrize("kind", engine.ENGINES)
+def test_mer_minibatch_goes_on_within_a_block(kind, make_learner, tmp_path):
+    """Minibatches 6 to 8 are a block: a state from after each of its steps is loaded into a learner in mid-block."""
+    flags = {**FLAGS["mer_minibatch"], "engine": kind, "batch_size": 2}
+    stream = stream_of(batch_size=2)
+    for stop in (6, 7, 8):
+        learner = learn(make_learner("mer_minibatch", flags), stream[:stop])
+        torch.save(learner.state(), tmp_path / "state.pt")
+        other = learn(make_learner("mer_minibatch", flags, seed=2), stream[:4])
+        other.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
+        for batch in stream[stop:]:
+            assert same(weights_of(learn(other, [batch])), weights_of(learn(learner, [batch])))
 
 
 def test_goes_on_from_its_weights(make):

@@ -15,7 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import DATA, WAYS, a_signal, after, go_fixture, learners, place, result_in, words_of  # noqa: F401
+from runs import (  # noqa: F401
+    DATA,
+    WAYS,
+    a_signal,
+    after,
+    go_fixture,
+    in_child,
+    learners,
+    main_in,
+    place,
+    result_in,
+    words_of,
+)
 
 import main
 import model
@@ -373,7 +385,22 @@ def test_another_program_is_noted(go, tmp_path, monkeypatch):
     assert "note: not what it was: code, cpu; the numbers may not be those of an undisturbed run" in found.err
 
 
+def test_whether_the_state_is_kept_may_change(go, tmp_path):
+    folder = place(tmp_path / "run")
+    path = stop(go, folder, 3, *words_of("eralg4", NATIVE))
+    found = go(folder, "--resume", path, "--keep_state", "no")
+    assert found.code == 0, found.err
+    assert not list(folder.glob("results/*.state")) and list(folder.glob("results/*.pt"))
+
+
 # --resume auto
+
+
+def test_resume_without_a_word_means_auto(go, tmp_path):
+    folder, words = place(tmp_path / "run"), words_of("eralg4", NATIVE)
+    path = stop(go, folder, 3, *words, "--resume")
+    found = go(folder, *words, "--resume")
+    assert found.code == 0 and f"goes on after 3 examples, from {path}" in found.err
 
 
 def test_auto_goes_on_where_there_is_something(go, tmp_path):
@@ -410,3 +437,31 @@ def test_auto_starts_anew_where_there_is_nothing_of_this_very_run(go, tmp_path, 
     monkeypatch.setattr(provenance, "code_identity", lambda learner, engine: "other")
     assert "goes on" not in go(folder, *words, "--resume", "auto").err, "another program's"
     assert (folder / path).exists()
+
+
+def test_two_processes_do_not_go_on_from_one_checkpoint(go, tmp_path):
+    """The second says so and stops; when the first is gone, however it went, the next may."""
+    folder, words = place(tmp_path), words_of("meralg1", NATIVE, "--checkpoint_every", 5)
+    with after(11, a_signal(signal.SIGTERM)):
+        assert go(folder, *words).code == 143
+    (path,) = folder.glob("results/*.checkpoint")
+    said = []
+
+    def another():
+        for how in ((*words, "--resume", "auto"), ("--resume", str(path))):
+            said.append(in_child(main_in(folder, how)))
+
+    with after(3, another):
+        assert go(folder, *words, "--resume", "auto").code == 0
+    assert [found.code for found in said] == [2, 2]
+    assert all("another process is at this run; wait for its end, or stop it first" in found.text for found in said)
+    assert not path.exists()
+    assert result_in(folder).files
+
+
+def test_a_run_that_has_just_begun_is_not_taken_over(go, tmp_path):
+    folder, words = place(tmp_path), words_of("meralg1", NATIVE, "--checkpoint_every", 5)
+    said = []
+    with after(7, lambda: said.append(in_child(main_in(folder, [*words, "--resume", "auto"])))):
+        assert go(folder, *words).code == 0
+    assert said[0].code == 2 and "another process is at this run" in said[0].text

@@ -1,11 +1,14 @@
 """--start_from: the learner of a finished run goes on with further tasks, as one that never stopped would."""
 
 import gzip
+import json
 import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import literal
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,6 @@ from conftest import toy_examples
 from runs import WAYS, a_signal, after, go_fixture, learners, place, result_in, words_of  # noqa: F401
 
 from run import settings
-from run.evaluation import n_scored
 from run.experience import seed_everything
 from run.stream import Stream
 from tasks.files import load_tasks
@@ -39,61 +41,103 @@ def first_run(go, folder, *words):
 
 
 def literally(words, first, second):
-    """What one learner comes to that learns both streams: (weights, accuracies on the further tasks).
+    """What the learner's literal loop (literal.py) comes to on both streams: weights, by name.
 
-    first, second   (tasks, seed) of the streams; every part is seeded, streamed and drawn as a run of its own
+    first, second   (tasks, seed) of the streams; at the second one everything is seeded anew, as for a run of its own
     """
-    args = settings.parse(words)
-    n_known = len(first[0].tasks)
-    rows, learner = [], None
-    for (tasks, seed), start in ((first, 0), (second, n_known)):
-        seed_everything(seed)
-        stream = Stream([len(task.train) for task in tasks.tasks])
-        chosen, _ = settings.resolve(args.changed(seed=seed), tasks)
-        own = settings.learner_args(chosen, tasks, minibatch_slots=1)
-        n_tasks = n_known + len(second[0].tasks)
-        fresh = args.learner(tasks.n_inputs, first[0].n_outputs, n_tasks, own)
-        if learner is None:
-            learner = fresh
-            # where the number of tasks decides the initial weights of others, those of the first run
+    flags = SimpleNamespace(**settings.parse(words).as_dict())
+    sizes = first[0].n_inputs, first[0].n_outputs, len(first[0].tasks) + len(second[0].tasks)
+
+    def streamed():
+        start = 0
+        for tasks, seed in (first, second):
             seed_everything(seed)
-            Stream([len(task.train) for task in tasks.tasks])
-            known = args.learner(tasks.n_inputs, tasks.n_outputs, n_known, own)
-            learner.load_state_dict(known.state_dict())
-            learner.engine.draws.setstate(known.engine.draws.getstate())
-        else:
-            learner.engine.draws.setstate(fresh.engine.draws.getstate())
-            new = {
-                name: value for name, value in fresh.state_dict().items() if re.match(rf"i_layer\.[{start}-9]\.", name)
-            }
-            learner.load_state_dict(learner.state_dict() | new)
-        for batch in stream.minibatches():
-            task = tasks.tasks[batch.t].train
-            learner.observe(task.inputs(batch.indices), start + batch.t, torch.from_numpy(task.labels[batch.indices]))
-    for t, task in enumerate(second[0].tasks):
-        n = n_scored(len(task.test))
-        right = learner(task.test.inputs(slice(0, n)), n_known + t).argmax(1) == torch.from_numpy(task.test.labels[:n])
-        rows.append(int(right.sum()) / len(task.test))
-    return learner.state_dict(), rows
+            stream = Stream([len(task.train) for task in tasks.tasks])
+            if start == 0:
+                yield None  # the loop draws its first weights here
+            for batch in stream.minibatches():
+                train = tasks.tasks[batch.t].train
+                yield start + batch.t, train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
+            start += len(tasks.tasks)
+
+    stream = streamed()
+    next(stream)
+    return literal.LEARNERS[flags.model](stream, sizes, flags)
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-@pytest.mark.parametrize("name", GOES_ON)
-def test_equals_a_learner_that_never_stopped(name, way, go, tmp_path, load_result):
+@pytest.mark.parametrize("name", sorted(literal.LEARNERS.keys() - {"independent", "taskinput"}))
+def test_equals_a_literal_loop_that_never_stopped(name, go, tmp_path, load_result):
+    """(taskinput's further input layers come from the second run's random stream: see test_three_runs_in_a_row)"""
     folder = more_tasks(place(tmp_path / "run"))
-    result = first_run(go, folder, *words_of(name, way))
-    found = go(folder, *words_of(name, way, *SECOND, "--start_from", result))
+    words = words_of(name, REFERENCE)
+    result = first_run(go, folder, *words)
+    found = go(folder, *words, *SECOND, "--start_from", result)
     assert found.code == 0, found.err
     (path,) = folder.glob("second/*.pt")
     result_t, result_a, weights, *_ = load_result(path)
     assert result_a.shape[1] == 2 and result_t.tolist() == [0] * 4 + [1] * 3
-
-    tasks = [(load_tasks("data", file), seed) for file, seed in (("tiny.pt", 0), ("more.pt", 5))]
-    wanted, accuracies = literally(words_of(name, way), *tasks)
+    wanted = literally(words, *[(load_tasks("data", file), seed) for file, seed in (("tiny.pt", 0), ("more.pt", 5))])
     assert weights.keys() == wanted.keys()
     for key in wanted:
-        assert torch.equal(weights[key], wanted[key]), key
-    assert result_a[-1].tolist() == pytest.approx(accuracies)
+        torch.testing.assert_close(weights[key], wanted[key], rtol=0, atol=1e-6)
+
+
+# the tasks known from before
+
+
+def earlier_in(path):
+    return json.loads(path.read_text())["earlier"]
+
+
+@pytest.mark.parametrize("way", (NATIVE, REFERENCE), ids="-".join)
+@pytest.mark.parametrize("name", GOES_ON)
+def test_what_is_forgotten_of_earlier_tasks_is_seen(name, way, go, tmp_path, load_result):
+    folder = more_tasks(place(tmp_path / "run"))
+    result = first_run(go, folder, *words_of(name, way))
+    found = go(folder, *words_of(name, way, *SECOND, "--start_from", result))
+    assert found.code == 0, found.err
+    (path,) = folder.glob("second/*.json")
+    earlier, ended = earlier_in(path), load_result(folder / result)[1][-1]
+    assert earlier["tasks"] == [0, 1, 2]
+    assert earlier["result_a"][0] == pytest.approx(ended.tolist()) and len(earlier["result_a"]) == 7
+    assert earlier["RA_before"] == pytest.approx(float(ended.mean()))
+    last = earlier["result_a"][-1]
+    assert earlier["RA_after"] == pytest.approx(sum(last) / 3)
+    wanted = f"tasks known from before: RA {earlier['RA_before']:.3f}, now {earlier['RA_after']:.3f}"
+    assert wanted in found.err
+    # the state goes on: it is what its own weights get right
+    (further,) = folder.glob("second/*.pt")
+    again = go(folder, *words_of(name, way, "--save_path", "third/", "--start_from", further, "--lr", 0))
+    assert again.code == 0, again.err
+    (path,) = folder.glob("third/*.json")
+    assert earlier_in(path)["tasks"] == [0, 1, 2, 3, 4] and earlier_in(path)["result_a"][0][:3] == pytest.approx(last)
+    assert [run["data_file"] for run in json.loads(path.read_text())["history"]] == ["tiny.pt", "more.pt"]
+
+
+def test_earlier_tasks_that_are_gone_are_named_and_can_be_given(go, tmp_path):
+    folder = more_tasks(place(tmp_path / "run"))
+    words = words_of("eralg4", NATIVE)
+    result = first_run(go, folder, *words)
+    words += [*map(str, SECOND), "--start_from", result]
+    (folder / "data" / "tiny.pt").rename(folder / "elsewhere.pt")
+    found = go(folder, *words)
+    assert found.code == 0 and "note: what is forgotten of tiny.pt, learned before, is not seen: " in found.err
+    (path,) = folder.glob("second/*.json")
+    assert earlier_in(path) is None
+    path.unlink()
+    found = go(folder, *words, "--with_tasks_of", "./elsewhere.pt")
+    assert found.code == 0 and "is not seen" not in found.err, found.err
+    (path,) = folder.glob("second/*.json")
+    assert earlier_in(path)["tasks"] == [0, 1, 2]
+    found = go(folder, *words, "--with_tasks_of", "data/more.pt")
+    assert found.code == 2 and "has not learned these tasks; it learned tiny.pt" in found.err
+
+
+def test_a_flag_that_the_learner_does_not_read_refuses_nothing(go, tmp_path):
+    folder = more_tasks(place(tmp_path / "run"))
+    result = first_run(go, folder, *words_of("online", NATIVE))
+    found = go(folder, *words_of("online", NATIVE, *SECOND, "--start_from", result, "--memories", 8))
+    assert found.code == 0, found.err
 
 
 @pytest.mark.parametrize("ways", [(NATIVE_SHUFFLE, REFERENCE), (REFERENCE, NATIVE_SHUFFLE)], ids=["there", "back"])

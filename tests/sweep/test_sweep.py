@@ -13,7 +13,7 @@ import pytest
 
 from run import provenance
 from sweep import __main__ as command_line
-from sweep import commands, conduct, experiment, tuning, work
+from sweep import commands, conduct, job, tuning, work
 from sweep.commands import Command
 from sweep.work import Outcome, Site
 
@@ -148,10 +148,10 @@ def test_filters(words, n, listed, run_sweep):
 def test_only_what_matters_makes_another_experiment(write, monkeypatch):
     path = write("--model online --engine reference")
     (command,) = commands.read(path.read_text().splitlines(), path)
-    key = experiment.prepare(command).key
+    key = job.prepare(command).key
 
     def key_with(flags):
-        return experiment.prepare(command.plus(flags)).key
+        return job.prepare(command.plus(flags)).key
 
     for flags in ({"threads": "2"}, {"checkpoint_every": "never"}, {"lr": "1e-3"}, {"draws": "shuffle"}):
         assert key_with(flags) == key
@@ -176,8 +176,8 @@ def test_a_finished_run_is_known_whatever_its_file_is_called(write, run_sweep, r
 def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_main, tmp_path):
     path = write("--model online")
     (command,) = commands.read(path.read_text().splitlines(), path)
-    made = experiment.prepare(command.with_seed(3))
-    private = experiment.private_folder(tmp_path / "sweep", made.key)
+    made = job.prepare(command.with_seed(3))
+    private = job.private_folder(tmp_path / "sweep", made.key)
     left = run_main(*commands.words(made.flags), save_path=private).files[".json"]
     code, out, err = run_sweep(3, "--commands", path)
     assert code == 0 and "0 done, 1 skipped" in out, err
@@ -239,7 +239,7 @@ def test_the_choice(of_seeds, choice, write):
     path = write("--model online")
     commands_ = commands.read(path.read_text().splitlines(), path)
     trials = tuning.Tuning(commands_, [{"lr": lr} for lr in of_seeds], [8, 9])
-    made = [experiment.prepare(command) for command in trials.commands()]
+    made = [job.prepare(command) for command in trials.commands()]
     outcomes = {}
     for it, value in zip(made, (value for values in of_seeds.values() for value in values), strict=True):
         outcome = Outcome("done", value) if isinstance(value, float) else Outcome(value, failure="so it is")
@@ -305,7 +305,7 @@ def test_what_a_log_tells_of_the_progress(tmp_path):
 def test_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
     site, made = (
         Site(str(tmp_path), str(tmp_path), 1),
-        experiment.Experiment({}, "online seed 1", "0" * 64, "", 1, False),
+        job.Job({}, "online seed 1", "0" * 64, "", 1, False),
     )
     site.make()
     monkeypatch.setattr(conduct, "QUIET", -1)

@@ -34,7 +34,7 @@ def test_tasks_are_built_where_there_is_no_file(tmp_path):
     assert tasks.name == "mnist_rotations.pt"
     assert tasks.origin == "built in memory from the shipped MNIST (20 rotations by 0 to 180 degrees, data seed 4)"
     assert tasks.identity == load_tasks(tmp_path, "mnist_rotations", 4).identity
-    others = [load_tasks(tmp_path, "mnist_rotations.pt"), load_tasks(tmp_path / "nowhere", "mnist_permutations.npz", 4)]
+    others = [load_tasks(tmp_path, "mnist_rotations.pt"), load_tasks(tmp_path, "mnist_permutations.npz", 4)]
     assert len({tasks.identity, *(other.identity for other in others)}) == 3
     assert len(load_tasks(tmp_path, "mnist_manypermutations.pt").tasks) == 100
 
@@ -66,8 +66,8 @@ def test_an_unknown_file_says_what_there_is(tmp_path):
     write_compact(mapped_tasks(), tmp_path / "mine.npz")
     with pytest.raises(UserError, match=r"no data file .*mnist_rotation\.pt; .* has mine\.npz; .* mnist_rotations\.pt"):
         load_tasks(tmp_path, "mnist_rotation.pt")
-    with pytest.raises(UserError, match="has no files to see .*get_data.py"):
-        load_tasks(tmp_path / "nowhere", "cifar100.pt")
+    with pytest.raises(UserError, match="has mine.npz; .*get_data.py"):
+        load_tasks(tmp_path, "cifar100.pt")
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(UserError, match="is no file"):
         load_tasks(tmp_path, "folder.pt")
@@ -403,7 +403,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     rewrite(tmp_path / "file.npz", "train_images", lambda data: data + bytes(2_000_000))
     with pytest.raises(UserError, match="announces"):  # small enough to be looked at
         read(tmp_path / "file.npz")
-    monkeypatch.setattr(compact_format, "EXPANDS_FREELY", 1_000_000)
+    monkeypatch.setattr("disk.safe.EXPANDS_FREELY", 1_000_000)
     with pytest.raises(UserError, match="unpacks to 2,00.,... bytes: it is no task file"):
         read(tmp_path / "file.npz")
 

@@ -1,4 +1,4 @@
-"""What an experiment is, and which are finished: told by flags, data and program, never by the names of files."""
+"""A job: a run to be made. Which are finished is told by flags, data and program, never by the names of files."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from sweep.commands import as_text, facts
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment:
+class Job:
     """A run to be made, in plain values that can be sent to another machine.
 
     flags     {name: text} of main.py's command line
     label     how a person recognises it
     key       who it is: see key_of
-    code      identity of the program that it is an experiment of
+    code      identity of the program that makes it
     threads   how many it uses
     gpu       whether it needs one
     """
@@ -41,14 +41,14 @@ class Experiment:
 
 
 def prepare(command):
-    """The Experiment of a commands.Command under this version of the program. Raises UserError where it cannot run."""
+    """The Job of a commands.Command under this version of the program. Raises UserError where it cannot run."""
     data = facts(command.args)
     args, _ = settings.resolve(command.args.changed(threads=command.args.threads or 1), data)
     size = next((str(getattr(args, flag)) for flag in ("memories", "n_memories") if command.reads(flag)), "")
     label = " ".join(filter(None, (args.model, size, command.data, command.note, f"seed {args.seed}")))
     flags = command.flags | {"threads": str(args.threads)}
     code = provenance.code_identity(args.model, args.engine)
-    return Experiment(flags, label, key_of(args.science(), data.identity, code), code, args.threads, args.cuda)
+    return Job(flags, label, key_of(args.science(), data.identity, code), code, args.threads, args.cuda)
 
 
 def key_of(science, data, code):
@@ -96,12 +96,12 @@ def _read(path, modified, size):
 
 
 def private_folder(folder, key):
-    """Where an experiment's run works, alone, until it has finished: what a killed one leaves can spoil nothing."""
+    """Where a job's run works, alone, until it has finished: what a killed one leaves can spoil nothing."""
     return Path(folder) / ".sweep" / key[:32]
 
 
 def lock_path(folder, key):
-    """The file that is locked while anyone is at an experiment."""
+    """The file that is locked while anyone is at a job."""
     return Path(folder) / ".sweep" / f"{key[:32]}.lock"
 
 

@@ -1,0 +1,76 @@
+"""A file can be claimed: by one process at a time, until that ends, however it ends.
+
+By flock(2), which the kernel lets go of when the last descriptor is closed: a process that was killed leaves no claim.
+On a network file system it must reach across machines: NFS 4, or NFS 3 with its lock daemon (not mounted nolock or
+local_lock=flock), Lustre mounted with -o flock, GPFS, CephFS. Where a system has no flock, every claim succeeds.
+"""
+
+import os
+from contextlib import suppress
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
+
+
+class Claim:
+    """An open file that is locked until `close`; processes that inherit `descriptor` hold it too."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def close(self):
+        if self.descriptor is not None:
+            with suppress(OSError):
+                os.close(self.descriptor)
+            self.descriptor = None
+
+    __del__ = close
+
+
+def claim(path, create=False):
+    """The Claim of a file, or None where another process holds it. Raises OSError where there is no such file.
+
+    create   makes the file where it is missing
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+        except PermissionError:  # a read-only file can be locked too, but for NFS
+            descriptor = os.open(path, os.O_RDONLY)
+        found = Claim(descriptor)
+        if not _lock(descriptor):
+            return None
+        if _is_at(descriptor, path):
+            return found
+        found.close()  # replaced or deleted by who held it: there may be another of its name
+
+
+def claim_open(file):
+    """The Claim of a file that is open for writing and that nobody else knows yet."""
+    found = Claim(os.dup(file.fileno()))
+    with suppress(OSError):  # a file system without locks
+        _lock(found.descriptor)
+    return found
+
+
+def _lock(descriptor):
+    """Whether the lock could be had."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor, path):
+    """Whether the open file is still the one of that name."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
