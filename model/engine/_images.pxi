@@ -77,22 +77,22 @@ cdef class TestImages:
         cdef Py_ssize_t first, block
         padded_images = np.zeros((len(images), self.n_pixels + self.n_pixels % 2), np.uint8)
         padded_images[:, :self.n_pixels] = images
-        pairs = padded_images[:, ::2] | padded_images[:, 1::2].astype(np.int32) << 16
-        used = np.flatnonzero(pairs.any(0))
-        pairs = np.ascontiguousarray(pairs[:, used])
+        used = np.flatnonzero(padded_images.any(0).reshape(-1, 2).any(1))
         rows, values, counts = [], [], []
-        for first in range(0, len(pairs), TOGETHER):
+        for first in range(0, len(images), TOGETHER):
+            group = padded_images[first:first + TOGETHER]
+            pairs = (group[:, ::2] | group[:, 1::2].astype(np.int32) << 16)[:, used]
             for block in range(0, len(used), PAIRS):
-                part = pairs[first:first + TOGETHER, block:block + PAIRS]
+                part = pairs[:, block:block + PAIRS]
                 image, row = part.nonzero()
-                rows.append(row)
+                rows.append(row.astype(np.uint16))
                 values.append(part[image, row])
                 counts.append(np.bincount(image, minlength=TOGETHER))
         if not counts:              # they are all black
             return 0
         cdef const int32_t[::1] first_pixel = (2 * used).astype(np.int32)
         cdef const int32_t[::1] begin = np.concatenate([[0], *counts]).cumsum().astype(np.int32)
-        cdef const uint16_t[::1] row_numbers = np.concatenate(rows).astype(np.uint16)
+        cdef const uint16_t[::1] row_numbers = np.concatenate(rows)
         cdef const int32_t[::1] values_of = np.concatenate(values)
         self.kept = [first_pixel, begin, row_numbers, values_of]
         self.pairs = PairImages(
@@ -187,11 +187,11 @@ cdef class TestImages:
         cdef Memory outputs = Memory(2 * most_units * IMAGES * sizeof(float))
         with nogil:
             prepare_first(&self.pairs, first, layout.level(0, 0).width, &bottom, <float *> room.at, &most)
-            for l in range(n_upper):
+            l = 0
+            while most < HUGE_SUM and l < n_upper:      # each layer's sums: those above may bring small ones again
                 layer = layout.level(l + 1, 0)
                 prepare_upper(net.w + layer.start, layer.width, norms[l], &upper[l], &most)
-                if not most < HUGE_SUM:
-                    break
+                l += 1
             if most < HUGE_SUM:
                 hits = certain_hits(&self.pairs, &bottom, upper, n_upper, &labels[0], start, stop, <int32_t *> sums.at,
                                     <float *> outputs.at, <float *> outputs.at + most_units * IMAGES, left, n_left)
