@@ -12,6 +12,21 @@ from torch.nn import functional as F
 MOST_SEEN = 1 << 31  # examples that a reservoir can choose from: what the compiled draws can do
 
 
+def choose(random, weights, k):
+    """min(k, n) different indices of n weights, none negative, one after another, each with a chance in proportion.
+
+    Those of weight 0 are never chosen, unless all are 0: then each has the same chance. One random() for each of them.
+    """
+    left, chosen = np.array(weights, dtype=float), []
+    if not left.any():
+        left[:] = 1
+    for _ in range(min(k, np.count_nonzero(left))):
+        sums, last = np.cumsum(left), np.flatnonzero(left)[-1]
+        chosen.append(min(int(np.searchsorted(sums, random() * sums[-1], side="right")), int(last)))
+        left[chosen[-1]] = 0
+    return chosen
+
+
 class ShuffleDraws:
     """The original's draws: Python's `random` stream, one shuffle of the whole memory for each draw.
 
@@ -50,6 +65,14 @@ class ShuffleDraws:
         self._random.shuffle(order)
         return order
 
+    def random(self):
+        """Uniform in [0, 1)."""
+        return self._random.random()
+
+    def choose(self, weights, k):
+        """`choose` with these numbers."""
+        return choose(self.random, weights, k)
+
     def getstate(self):
         return self._random.getstate()
 
@@ -81,6 +104,14 @@ class UniformDraws:
     def shuffle(self, n):
         """The numbers 0..n-1 in random order."""
         return self._generator.permutation(n).tolist()
+
+    def random(self):
+        """Uniform in [0, 1)."""
+        return float(self._generator.random())
+
+    def choose(self, weights, k):
+        """`choose` with these numbers."""
+        return choose(self.random, weights, k)
 
     def getstate(self):
         return self._generator.bit_generator.state
@@ -180,6 +211,72 @@ class Reservoir:
         self.size, self.n_seen, self._others = size, n_seen, (None, [])
 
 
+class TaskStartReservoir:
+    """A reservoir that is drawn from as it was when the current task began; in the first task, as it is.
+
+    An example that is replaced stays where it is as long as it can be drawn; the new one takes a free slot.
+
+    held    slots of the reservoir, by place; old: those when the task began, None in the first task; free: the others'
+    """
+
+    def __init__(self, examples, first_slot, capacity, draws, convention=RIEMER):
+        self.examples, self.first_slot, self.capacity, self.draws = examples, first_slot, capacity, draws
+        self.convention, self.task, self.n_seen = convention, None, 0
+        self.held, self.old, self.free, self.size = [], None, [], 0  # size: slots in use, free ones included
+
+    def begin(self, t):
+        """To be called before a minibatch of task t is learned."""
+        if t == self.task:
+            return
+        if self.task is not None:
+            self.free = sorted({*self.free, *(self.old or ())} - {*self.held}, reverse=True)
+            self.old = list(self.held)
+        self.task = t
+
+    def draw(self, k):
+        """Slots of min(k, held) of the examples, uniform over them."""
+        slots = self.held if self.old is None else self.old
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [slots[i] for i in draw(len(slots), k)]
+
+    def remember_all(self, batch):
+        """Remembers the examples of a minibatch, in its order."""
+        for example in batch:
+            self.remember(example)
+
+    def remember(self, example):
+        """Kept while there is room; then in place of a random one, or not at all, as the convention says."""
+        self.n_seen += 1
+        place = len(self.held)
+        if place == self.capacity:
+            place = self.draws.randint(self.convention.highest(self.n_seen, self.n_seen - 1))
+            if place >= self.capacity:
+                return
+        if place < len(self.held) and self.held[place] not in (self.old or ())[place : place + 1]:
+            self.free.append(self.held[place])
+        if self.free:
+            slot = self.free.pop()
+        else:
+            slot, self.size = self.first_slot + self.size, self.size + 1
+        self.held[place : place + 1] = [slot]
+        self.examples.copy(example, slot)
+
+    def state(self):
+        return {name: getattr(self, name) for name in ("task", "n_seen", "held", "old", "free")}
+
+    def load_state(self, state):
+        task, n_seen, held, free = state["task"], int(state["n_seen"]), list(state["held"]), list(state["free"])
+        old = None if state["old"] is None else list(state["old"])
+        slots = {*held, *(old or ()), *free}
+        if not (task is None or isinstance(task, int)) or slots != {self.first_slot + i for i in range(len(slots))}:
+            raise ValueError("the memories are not where memories are")
+        if len({*held}) != len(held) or {*free} & {*held, *(old or ())} or len(old or ()) > len(held):
+            raise ValueError("two memories lie in one place")
+        if len(held) > min(n_seen, self.capacity) or n_seen > MOST_SEEN:
+            raise ValueError(f"{len(held)} memories of {n_seen} in a reservoir of {self.capacity}")
+        self.task, self.n_seen, self.held, self.old, self.free, self.size = task, n_seen, held, old, free, len(slots)
+
+
 class PastTasks:
     """A reservoir of past tasks alone: a random sample of a task, per_task examples, enters when the task is over.
 
@@ -253,6 +350,67 @@ class PastTasks:
                 raise ValueError(f"{len(held)} memories of {n} where there is room for {most}")
         self.task, self.past, self.sample, self.free = task, past, sample, free
         self.n_past, self.n_of_task = n_past, n_of_task
+
+
+class ScoredMemory:
+    """Examples with scores, -1..1: the lower, the likelier they stay. New ones wait until they are n_candidates.
+
+    size     examples held, at slots first_slot ..; before them lie those that wait, n_waiting of them
+    scores   float64 array of those held
+    """
+
+    def __init__(self, examples, first_slot, capacity, n_candidates, draws):
+        self.examples, self.capacity, self.n_candidates, self.draws = examples, capacity, n_candidates, draws
+        self.first_waiting, self.first_slot = first_slot, first_slot + n_candidates
+        self.size = self.n_waiting = 0
+        self.scores = np.empty(0)
+
+    def batches(self, k):
+        """All slots in random order, in batches of k, the last of which may be smaller; none where nothing is held."""
+        slots = [self.first_slot + i for i in self.draws.shuffle(self.size)] if self.size else []
+        return [slots[i : i + k] for i in range(0, self.size, k)]
+
+    def wait(self, example):
+        """All that wait, a list of slots, if they are n_candidates with this example, and wait no longer; else none."""
+        self.examples.copy(example, self.first_waiting + self.n_waiting)
+        self.n_waiting = (self.n_waiting + 1) % self.n_candidates
+        return [] if self.n_waiting else list(range(self.first_waiting, self.first_slot))
+
+    def has_room(self):
+        return self.size < self.capacity
+
+    def add(self, candidates, scores):
+        """Keeps the first of the candidates, as many as there is room for."""
+        room = self.capacity - self.size
+        for candidate in candidates[:room]:
+            self.examples.copy(candidate, self.first_slot + self.size)
+            self.size += 1
+        self.scores = np.concatenate([self.scores, scores[:room]])
+
+    def compete(self, candidates, scores):
+        """Each candidate may replace a memory, drawn with a chance in proportion to its score above the least one.
+
+        It does with probability a / (a + b), a = (the memory's score + 1) / 2, b = (its own + 1) / 2.
+        """
+        above = self.scores - self.scores.min()
+        rivals = self.draws.choose(above / (above.max() + 0.01), len(candidates))
+        for candidate, score, rival in zip(candidates, scores, rivals, strict=False):  # there may be fewer rivals
+            b, a = (max(0.0, (value + 1) / 2) for value in (score, self.scores[rival]))
+            if self.draws.choose([b, a], 1) == [1]:
+                self.examples.copy(candidate, self.first_slot + rival)
+                self.scores[rival] = score
+
+    def state(self):
+        return {"size": self.size, "n_waiting": self.n_waiting, "scores": torch.tensor(self.scores)}
+
+    def load_state(self, state):
+        size, n_waiting = int(state["size"]), int(state["n_waiting"])
+        if not (0 <= size <= self.capacity and 0 <= n_waiting < self.n_candidates):
+            raise ValueError(f"{size} memories in a memory of {self.capacity}, {n_waiting} of {self.n_candidates} wait")
+        scores = state["scores"].double()
+        if scores.shape != (size,) or not bool((scores.abs() <= 1.001).all()):
+            raise ValueError(f"scores of {size} memories that are none")
+        self.size, self.n_waiting, self.scores = size, n_waiting, scores.numpy().copy()
 
 
 class TaskRings:

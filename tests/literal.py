@@ -469,6 +469,141 @@ def mir(stream, sizes, h):
     return named(layers)
 
 
+def lamaml(stream, sizes, h):
+    D, C, _ = sizes
+    layers = mlp([D] + [h.n_hiddens] * h.n_layers + [C])
+    theta = flat(layers)
+    alpha = [torch.full_like(p, h.alpha_init) for p in theta]
+    remember, current, old = Remember(h.memories), None, None
+
+    def gradient(x, y):
+        return torch.autograd.grad(F.cross_entropy(outputs(layers, x), y), theta)
+
+    def clipped(gradients):
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        return [(h.grad_clip_norm / (norm + 1e-6)).clamp(max=1) * g for g in gradients]
+
+    for t, x, y in stream:
+        if t != current:
+            old = None if current is None else list(remember.memory)
+            current = t
+        for glance in range(h.glances):
+            order = list(range(len(y)))
+            random.shuffle(order)
+            x, y = x[order], y[order]
+            x_all, y_all = joined(
+                draw(old if h.use_old_task_memory and old is not None else remember.memory, h.replay_batch_size)
+                + [(x, y)]
+            )
+            theta_0 = clones(layers)
+            u, v, path = ([torch.zeros_like(p) for p in theta] for _ in range(3))
+            for x_i, y_i in singles(x, y):
+                inner = gradient(x_i, y_i)
+                with torch.no_grad():
+                    for p, a, g, s in zip(theta, alpha, inner, path, strict=True):
+                        p.copy_(p - torch.clamp(a, min=0) * g)
+                        s.copy_(s + g)
+                loss = F.cross_entropy(outputs(layers, x_all), y_all) * (1 / len(y))
+                for i, g in enumerate(torch.autograd.grad(loss, theta)):
+                    u[i] = u[i] + g
+                    v[i] = v[i] - torch.where(alpha[i] > 0, g, 0) * path[i]
+            for example in singles(x, y) if glance == 0 else []:
+                remember(example)
+            u, v = clipped(u), clipped(v)
+            with torch.no_grad():
+                for i, p in enumerate(theta):
+                    if h.learn_lr:
+                        alpha[i] = alpha[i] - h.opt_lr * v[i]
+                    p.copy_(theta_0[i] - (h.opt_wt if h.sync_update else torch.clamp(alpha[i], min=0)) * u[i])
+    return named(layers)
+
+
+def clser(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    averages = {name: [(w.detach().clone(), b.detach().clone()) for w, b in layers] for name in ("plastic", "stable")}
+    memory, count = [], 0
+    for step, (_, x, y) in enumerate(stream, 1):
+        drawn = draw_different(memory, h.replay_batch_size)
+        x_all, y_all = joined([(x, y), *drawn])
+        loss = F.cross_entropy(outputs(layers, x_all), y_all)
+        if drawn:
+            x2, y2 = joined(drawn)
+            targets = []
+            for x_i, y_i in drawn:
+                plastic, stable = (outputs(averages[name], x_i) for name in ("plastic", "stable"))
+                surer = stable.softmax(1)[0, y_i] > plastic.softmax(1)[0, y_i]
+                targets.append(outputs(averages["stable" if surer else "plastic"], x2)[len(targets)])
+            loss = loss + h.reg_weight * (outputs(layers, x2) - torch.stack(targets)).pow(2).mean()
+        sgd(optimizer, loss)
+        for example in singles(x, y):
+            count += 1
+            vitter(memory, h.memories, count, example)
+        for name in ("plastic", "stable"):
+            if random.random() < getattr(h, f"{name}_model_update_freq"):
+                a = min(1 - 1 / (step + 1), getattr(h, f"{name}_model_alpha"))
+                for p, new in zip(flat(averages[name]), flat(layers), strict=True):
+                    p.mul_(a).add_(new.detach(), alpha=1 - a)
+    return named(layers) | named(averages["plastic"], "plastic.") | named(averages["stable"], "stable.")
+
+
+def choose(weights, k):
+    """Different ones, one after another, each with a chance in proportion to its weight; all alike if all are 0."""
+    left, chosen = [float(w) for w in weights], []
+    left = left if any(left) else [1.0] * len(left)
+    while len(chosen) < k and any(left):
+        at, i = random.random() * sum(left), 0
+        while at >= left[i]:
+            at, i = at - left[i], i + 1
+        chosen.append(i)
+        left[i] = 0.0
+    return chosen
+
+
+def gss(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    memory, scores, waiting = [], [], []
+
+    def in_groups(k):
+        order = list(range(len(memory)))
+        if order:
+            random.shuffle(order)
+        return [[memory[j] for j in order[i : i + k]] for i in range(0, len(order), k)]
+
+    def gradient(examples):
+        x, y = joined(examples)
+        grads = torch.autograd.grad(F.cross_entropy(outputs(layers, x), y), flat(layers))
+        return torch.cat([g.reshape(-1) for g in grads]).double()
+
+    for _, x, y in stream:
+        groups = in_groups(h.replay_batch_size) if h.replay_batch_size else []
+        for i in range(h.n_iter):
+            sgd(optimizer, F.cross_entropy(outputs(layers, x), y))
+            if groups:
+                x2, y2 = joined(groups[i % len(groups)])
+                sgd(optimizer, F.cross_entropy(outputs(layers, x2), y2))
+        for example in singles(x, y):
+            waiting.append(example)
+            if len(waiting) < h.candidates:
+                continue
+            directions = [gradient(group) for group in in_groups(max(1, h.replay_batch_size))[: h.n_compared]]
+            closest = [
+                max(float(F.cosine_similarity(gradient(one), d, dim=0)) for d in directions) if directions else 0.1
+                for one in ([example] for example in waiting)
+            ]
+            room = h.memories - len(memory)
+            if room > 0:
+                memory += waiting[:room]
+                scores += closest[:room]
+            elif max(float(F.cosine_similarity(gradient(waiting), d, dim=0)) for d in directions) < h.change_th:
+                least, most = min(scores), max(scores)
+                rivals = choose([(score - least) / (most - least + 0.01) for score in scores], len(waiting))
+                for candidate, score, rival in zip(waiting, closest, rivals, strict=False):
+                    if choose([max(0.0, (score + 1) / 2), max(0.0, (scores[rival] + 1) / 2)], 1) == [1]:
+                        memory[rival], scores[rival] = candidate, score
+            waiting = []
+    return named(layers)
+
+
 def joint(stream, sizes, h):
     return online(stream, sizes, h)  # what makes it joint is its stream
 
@@ -477,6 +612,6 @@ LEARNERS = {
     f.__name__: f
     for f in (
         *(online, independent, taskinput, ewc, gem, eralg4, eralg5, meralg1, meralg6, meralg7, mer_minibatch),
-        *(agem, der, derpp, er_ace, mir, joint),
+        *(agem, der, derpp, er_ace, mir, lamaml, clser, gss, joint),
     )
 }

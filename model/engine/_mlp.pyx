@@ -19,12 +19,13 @@ The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReL
     _examples.pxi    memory, sparse vectors, slots     _gradients.pxi   the gradients of many tasks, as they are
     _layout.pxi      where the weights lie             _factors.pxi     the same, as factors
     _reptile.pxi     theta0 of the open blocks         _images.pxi      evaluation
-    _anchors.pxi     quadratic penalties
+    _anchors.pxi     quadratic penalties               _rates.pxi       a learning rate for each weight
 
 A gradient that is given out is a *vector*: float32 (n_weights,), laid out as the weights, padding included, so that nothing
 is moved when it comes back. Elementwise operations leave it one. `MLP.flat` brings it into torch's order.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
@@ -74,6 +75,10 @@ cdef extern from "_rows.h" nogil:
     void scale(float *y, float a, const float *x, Py_ssize_t n)
     void interpolate(float *y, const float *y0, float step, Py_ssize_t n)
     float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n)
+    void follow_rates(float *w, const float *rate, float *path, const float *u, float *v, Py_ssize_t width,
+                      const int32_t *index, const float *value, Py_ssize_t n, const float *delta)
+    void turn_to_rates(float *v, float *path, const float *u, const float *rate, Py_ssize_t n)
+    void add_at_rates(float *y, float a, const float *rate, const float *x, Py_ssize_t n)
 
     float exp_of(float x)
     float log_of(float x)
@@ -154,6 +159,17 @@ cdef class MLP(Weights):
         self.layout.check_same(other.layout)
         self.frames.touch_all()
         memcpy(self.w, other.w, self.layout.n_weights * sizeof(float))
+
+    def average(self, Weights other, float keep):
+        """theta <- keep theta + (1 - keep) theta of a net of the same shape (ValueError)."""
+        self.layout.check_same(other.layout)
+        with nogil:
+            self.frames.touch_all()
+            interpolate(self.w, other.w, keep, self.layout.n_weights)
+
+    def rates(self, float value):
+        """Rates: a learning rate for each weight, all of them `value`."""
+        return Rates(self, value)
 
     def vector(self, const float[::1] flat):
         """The vector of these numbers in torch's order (heads, then layers; each W (out, in), then b)."""
@@ -358,3 +374,4 @@ cdef class MLP(Weights):
 include "_gradients.pxi"
 include "_factors.pxi"
 include "_images.pxi"
+include "_rates.pxi"

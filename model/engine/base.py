@@ -82,6 +82,14 @@ class Network(ABC):
         """theta <- theta of another network of the same shape."""
 
     @abstractmethod
+    def average(self, other, keep):
+        """theta <- keep * theta + (1 - keep) * theta of another network of the same shape."""
+
+    @abstractmethod
+    def rates(self, value):
+        """Rates of this network, all of them `value`."""
+
+    @abstractmethod
     def predict(self, x, t):
         """(B, C) outputs for x (B, D) of task t; -10e10 for classes that are not the task's."""
 
@@ -124,6 +132,13 @@ def as_sums(anchor):
     return {"stiffness": importance, "pull": pull, "constant": float((pull.double() * optimum).sum())}
 
 
+def checked_rates(state, n_parameters):
+    """The rates of a `Rates.state`: (P,) float32. ValueError unless there is one for each parameter."""
+    if state["rates"].shape != (n_parameters,):
+        raise ValueError(f"rates {tuple(state['rates'].shape)} for {n_parameters} parameters")
+    return state["rates"].to(torch.float32)
+
+
 class TaskGradients(ABC):
     """The gradients g_1..g_K of K tasks' mean losses, G (K, P); each product is computed when it is asked for."""
 
@@ -142,6 +157,47 @@ class TaskGradients(ABC):
     @abstractmethod
     def combine(self, v, gradient):
         """G^T v + gradient, a vector."""
+
+
+class Rates(ABC):
+    """Learning rates alpha of a network, one for each parameter; one that is negative counts as 0: [alpha]+.
+
+    A path of steps goes from theta_0 down its gradients g_1, ..., g_j, and looks at the loss of other examples on its
+    way. With G_k the gradient of the k-th look, where the path has gone down g_1, ..., g_j(k), and first order, that is
+    with the g constant,
+
+        u = sum_k G_k,  v = -1[alpha > 0] * sum_k G_k * (g_1 + ... + g_j(k)),  elementwise
+
+    are the gradients of all that was looked at with respect to theta_0 and to alpha.
+    """
+
+    @abstractmethod
+    def begin(self):
+        """A path starts at theta; u = v = 0."""
+
+    @abstractmethod
+    def step(self, batch):
+        """theta <- theta - [alpha]+ * the gradient of the mean loss of the batch, a further step of the path."""
+
+    @abstractmethod
+    def look(self, batch, weight):
+        """Looks at weight * the mean loss of the batch; the engine adds it up."""
+
+    @abstractmethod
+    def learn(self, rate, most):
+        """alpha <- alpha - rate * v, v scaled to a norm of at most `most`. Ends the path."""
+
+    @abstractmethod
+    def descend(self, most, rate=None):
+        """theta <- theta - rate * u, u scaled to a norm of at most `most`; without a rate that is [alpha]+."""
+
+    @abstractmethod
+    def state(self):
+        """{"rates": alpha, (P,)}, for any engine. There is no path to go on with: `begin` comes next."""
+
+    @abstractmethod
+    def load_state(self, state):
+        """Goes on where `state` was taken. Raises ValueError for rates of another network."""
 
 
 class Engine(ABC):

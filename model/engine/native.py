@@ -174,6 +174,12 @@ class NativeNetwork(base.Network):
     def copy_from(self, other):
         self.mlp.copy_from(other.mlp)
 
+    def average(self, other, keep):
+        self.mlp.average(other.mlp, keep)
+
+    def rates(self, value):
+        return NativeRates(self, value)
+
     def predict(self, x, t):
         outputs = torch.from_numpy(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t))
         return F.log_softmax(outputs, dim=1) if self._log_probabilities else outputs
@@ -225,6 +231,37 @@ class NativeTaskGradients(base.TaskGradients):
 
     def combine(self, v, gradient):
         return self._compiled.combine(v, gradient)
+
+
+class NativeRates(base.Rates):
+    """The kernels' rates, in which nothing but the rows of a step's non-zero inputs is touched by it."""
+
+    def __init__(self, net, value):
+        self._net, self._compiled = net, net.mlp.rates(value)
+
+    def begin(self):
+        self._compiled.begin()
+
+    def step(self, batch):
+        self._compiled.step(self._net.examples.compiled, batch)
+
+    def look(self, batch, weight):
+        self._compiled.look(self._net.examples.compiled, batch, weight)
+        self._net.engine.add_loss(self._compiled.loss)
+
+    def learn(self, rate, most):
+        self._compiled.learn(rate, most)
+
+    def descend(self, most, rate=None):
+        self._compiled.descend(most, rate)
+
+    def state(self):
+        return {"rates": torch.from_numpy(self._compiled.values())}
+
+    def load_state(self, state):
+        rates = base.checked_rates(state, self._net.mlp.n_parameters)
+        self._compiled.set_values(rates.numpy())
+        self._compiled.begin()
 
 
 class Snapshot:

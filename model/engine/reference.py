@@ -46,7 +46,8 @@ class ReferenceNetwork(base.Network):
 
     # losses
 
-    def _mean_loss(self, batch):
+    def mean_loss(self, batch):
+        """The mean loss of a batch, that can be differentiated."""
         self.module.train()
         x, y, tasks = self.examples.get(batch)
         return self._loss(self._outputs(x, tasks), y, tasks)
@@ -112,14 +113,14 @@ class ReferenceNetwork(base.Network):
                     p.add_(g, alpha=-self.lr)
 
     def sgd(self, batch):
-        self._step(self._mean_loss(batch))
+        self._step(self.mean_loss(batch))
 
     def sgd_groups(self, groups):
-        self._step(sum(self._mean_loss(group) for group in groups))
+        self._step(sum(self.mean_loss(group) for group in groups))
 
     def sgd_each(self, batch, weights=None):
         for i, slot in enumerate(batch):
-            loss = self._mean_loss([slot])
+            loss = self.mean_loss([slot])
             self._step(loss if weights is None or weights[i] == 1 else weights[i] * loss)
 
     def sgd_sum(self, terms):
@@ -159,36 +160,44 @@ class ReferenceNetwork(base.Network):
     # gradients
 
     def gradient(self, batch):
-        loss = self._mean_loss(batch)
+        loss = self.mean_loss(batch)
         self.engine.add_loss(loss)
+        return torch.cat([g.flatten() for g in self.gradients(loss)])
+
+    def gradients(self, loss):
+        """The gradient of a loss, by parameter."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if g is None else g).flatten()
-                for p, g in zip(self.parameters, gradients, strict=True)
-            ]
-        )
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
 
     def task_gradients(self, batches):
         return ReferenceTaskGradients(torch.stack([self.gradient(batch) for batch in batches], dim=1))
 
-    def _split(self, flat):
+    def split(self, flat):
+        """(P,) numbers as a list of tensors, one for each parameter."""
         sizes = [p.numel() for p in self.parameters]
         return [part.view_as(p) for part, p in zip(flat.split(sizes), self.parameters, strict=True)]
 
     def descend(self, gradient):
         with torch.no_grad():
-            for p, g in zip(self.parameters, self._split(gradient), strict=True):
+            for p, g in zip(self.parameters, self.split(gradient), strict=True):
                 p.add_(g, alpha=-self.lr)
 
     def anchor(self, importance, strength):
         optima = [p.detach().clone() for p in self.parameters]
-        self._anchors.append(([strength * part for part in self._split(importance)], optima))
+        self._anchors.append(([strength * part for part in self.split(importance)], optima))
 
     # the rest
 
     def copy_from(self, other):
         self.module.load_state_dict(other.module.state_dict())
+
+    def average(self, other, keep):
+        with torch.no_grad():
+            for value, new in zip(self._interpolated(), other._interpolated(), strict=True):
+                value.mul_(keep).add_(new, alpha=1 - keep)
+
+    def rates(self, value):
+        return ReferenceRates(self, value)
 
     @torch.no_grad()
     def predict(self, x, t):
@@ -214,7 +223,7 @@ class ReferenceNetwork(base.Network):
         self.load_state_dict(state["weights"])
         anchors = [base.as_one(anchor) for anchor in state["anchors"]]
         self._anchors = [
-            tuple(self._split(anchor[name].to(self.engine.device)) for name in ("importance", "optimum"))
+            tuple(self.split(anchor[name].to(self.engine.device)) for name in ("importance", "optimum"))
             for anchor in anchors
         ]
 
@@ -239,3 +248,56 @@ class ReferenceTaskGradients(base.TaskGradients):
         return torch.from_numpy((np.dot(v, self._rows) + gradient.cpu().double().numpy()).astype(np.float32)).to(
             gradient.device
         )
+
+
+class ReferenceRates(base.Rates):
+    """alpha, u and v as lists of tensors, one for each parameter."""
+
+    def __init__(self, net, value):
+        self.net, self.alpha = net, [torch.full_like(p, value) for p in net.parameters]
+        self.begin()
+
+    def begin(self):
+        self.path, self.u, self.v = ([torch.zeros_like(a) for a in self.alpha] for _ in range(3))
+
+    @torch.no_grad()
+    def step(self, batch):
+        with torch.enable_grad():
+            gradients = self.net.gradients(self.net.mean_loss(batch))
+        for p, a, g, path in zip(self.net.parameters, self.alpha, gradients, self.path, strict=True):
+            p.sub_(a.relu() * g)
+            path.add_(g)
+
+    @torch.no_grad()
+    def look(self, batch, weight):
+        with torch.enable_grad():
+            loss = weight * self.net.mean_loss(batch)
+            gradients = self.net.gradients(loss)
+        self.net.engine.add_loss(loss)
+        for u, v, a, g, path in zip(self.u, self.v, self.alpha, gradients, self.path, strict=True):
+            u.add_(g)
+            v.sub_((a > 0) * g * path)
+
+    @staticmethod
+    def _shortened(gradients, most):
+        """The gradients scaled to a norm of at most `most`, of all of them together."""
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        factor = (most / (norm + 1e-6)).clamp(max=1)
+        return [factor * g for g in gradients]
+
+    def learn(self, rate, most):
+        for a, v in zip(self.alpha, self._shortened(self.v, most), strict=True):
+            a.sub_(rate * v)
+
+    @torch.no_grad()
+    def descend(self, most, rate=None):
+        for p, a, u in zip(self.net.parameters, self.alpha, self._shortened(self.u, most), strict=True):
+            p.sub_(a.relu() * u if rate is None else rate * u)
+
+    def state(self):
+        return {"rates": torch.cat([a.flatten() for a in self.alpha]).cpu()}
+
+    def load_state(self, state):
+        rates = base.checked_rates(state, sum(a.numel() for a in self.alpha))
+        self.alpha = [part.clone() for part in self.net.split(rates.to(self.net.engine.device))]
+        self.begin()

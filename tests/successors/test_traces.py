@@ -21,8 +21,26 @@ TOLERANCE = {"reference": 1e-5, "native": 1e-4}
 
 # (repository, first file) of the code that made a trace -> the learner, its flags by the names of the code, settings
 MAMMOTH, MIR = "github.com/aimagelab/mammoth", "github.com/optimass/Maximally_Interfered_Retrieval"
+LAMAML, CLSER = "github.com/montrealrobotics/La-MAML", "github.com/NeurAI-Lab/CLS-ER"
+GSS = "github.com/rahafaljundi/Gradient-based-Sample-Selection"
 BUFFER = {"lr": "lr", "buffer_size": "memories", "minibatch_size": "replay_batch_size"}
+SAME = ("glances", "replay_batch_size", "memories", "opt_lr", "opt_wt", "alpha_init", "learn_lr", "sync_update")
+TEACHERS = tuple(f"{name}_model_{what}" for name in ("plastic", "stable") for what in ("update_freq", "alpha"))
 LEARNERS = {
+    (LAMAML, "model/lamaml.py"): ("lamaml", {name: name for name in (*SAME, "grad_clip_norm")}, {}),
+    (CLSER, "models/clser.py"): ("clser", {**BUFFER, **{name: name for name in ("reg_weight", *TEACHERS)}}, {}),
+    (GSS, "model/GSS_Greedy.py"): (
+        "gss",
+        {
+            "lr": "lr",
+            "n_sampled_memories": "memories",
+            "n_constraints": "replay_batch_size",
+            "n_memories": "candidates",
+            "memory_strength": "n_compared",
+            **{name: name for name in ("n_iter", "change_th")},
+        },
+        {},
+    ),
     (MAMMOTH, "models/agem.py"): ("agem", {**BUFFER, "batch_size": "task_memories"}, {}),
     (MAMMOTH, "models/agem_r.py"): ("agem", BUFFER, {"past_only": False}),
     (MAMMOTH, "models/der.py"): ("der", {**BUFFER, "alpha": "alpha"}, {}),
@@ -40,11 +58,13 @@ LEARNERS = {
     ),
 }
 # hyperparameters that say which code ran, with the only value that a learner here follows
-ONLY = {"use_custom_classifier": False, "method": "mir_replay"}
+ONLY = {"use_custom_classifier": False, "method": "mir_replay", "second_order": False}
+# and what had no effect there
+IDLE = ("batch_size", "use_old_task_memory")
 # values of flags that have another name here
 VALUES = {("compare_to_old_logits", True): "by_place", ("compare_to_old_logits", False): "no"}
 # what of a trace is no decision, but follows from those before it
-FOLLOWS = ("place", "projection", "eligible", "scores", "loader_batch")
+FOLLOWS = ("place", "ema", "projection", "eligible", "scores", "loader_batch")
 
 
 class Dealt:
@@ -60,8 +80,11 @@ class Dealt:
                 n = max(event["n_seen_before"], capacity)
                 for u in event["uniform"]:
                     self.events.append({"kind": "randint", "high": n, "high_included": False, "value": int(u)})
-            elif event["kind"] not in FOLLOWS:
-                self.events.append(event)
+            elif event["kind"] == "multinomial" and np.ndim(event["weights"]) == 2:  # one of two, several times
+                for weights, picked in zip(event["weights"], event["picked"], strict=True):
+                    self.events.append({**event, "weights": weights, "picked": picked})
+            elif event["kind"] not in FOLLOWS and event.get("n_held") != 0:  # nothing to draw from
+                self.events.append({"replacement": True, **event})  # where a trace does not say, as MER draws
 
     def take(self, *kinds, **wanted):
         event = self.events.popleft()
@@ -93,10 +116,19 @@ class Dealt:
         return event["value"]
 
     def shuffle(self, n):
-        if self.next_is("permute"):
-            return self.take("permute")["order"]
+        if self.next_is("permute", "permute_memory"):
+            return self.take("permute", "permute_memory")["order"]
         ended, self.sampled = self.sampled, self.samples.popleft()
         return ended.order(n)
+
+    def random(self):
+        return self.take("uniform")["value"]
+
+    def choose(self, weights, k):
+        event = self.take("multinomial", replacement=False)
+        assert len(event["picked"]) == k
+        np.testing.assert_allclose(weights, event["weights"], rtol=0, atol=1e-4)
+        return event["picked"]
 
     def getstate(self):
         return None
@@ -131,7 +163,7 @@ def flags_of(trace):
     for word, value in trace["hyperparameters"].items():
         if word in ONLY:
             assert value == ONLY[word], f"no learner here follows {word}={value}"
-        else:
+        elif word in names or word not in IDLE:
             flags[names[word]] = VALUES.get((word, value), value)
     return name, flags
 
@@ -162,17 +194,17 @@ class Kept:
 
     def follow(self, events, x):
         """The events of a minibatch of inputs x."""
-        arriving = list(x)
+        arriving, n = list(x), 0  # the minibatch, and how many of it found their place
         for event in events:
             if event["kind"] == "loader_batch":
-                arriving = list(event["x"])
+                arriving, n = list(event["x"]), 0
             elif event["kind"] == "permute":
-                arriving = [arriving[i] for i in event["order"]]
+                arriving, n = [arriving[i] for i in event["order"]], 0
             for place in [event["slot"]] if event["kind"] == "place" else event.get("slots", []):
                 if event["kind"] in ("place", "places"):
-                    example = arriving.pop(0)
                     if place is not None:
-                        self.at[place] = example
+                        self.at[place] = arriving[n]
+                    n += 1
 
     def check(self, learner):
         state = learner.examples.state()
@@ -189,6 +221,14 @@ def by_place(learner, values, n):
     return found
 
 
+def inputs_by_slot(learner):
+    """(slots, D) inputs, 0 where nothing is."""
+    state = learner.examples.state()
+    found = np.zeros((max(state["slots"]) + 1, learner.n_inputs), np.float32)
+    found[state["slots"]] = state["x"]
+    return found
+
+
 def logits_of(learner, n):
     if hasattr(learner, "old"):  # mir: by place
         return learner.old.logits if learner.old else torch.zeros(n, learner.n_outputs)
@@ -200,16 +240,38 @@ def logits_of(learner, n):
 FURTHER = {
     "memory.logits": logits_of,
     "memory.labels": lambda learner, n: by_place(learner, learner.examples.labels, n),
+    "memory.scores": lambda learner, n: torch.tensor(learner.memory.scores[:n], dtype=torch.float32),
+    "memory.inputs": lambda learner, n: by_place(learner, inputs_by_slot(learner), n),
     "memory.tasks": lambda learner, n: by_place(learner, learner.examples.tasks, n),
 }
 
 
+def rates_of(learner, i):
+    """The learning rates of the i-th weight tensor."""
+    weights = list(learner.net.state_dict().values())
+    return learner.rates.state()["rates"].split([w.numel() for w in weights])[i].view_as(weights[i])
+
+
+def of_network(name):
+    """The weight tensors of a further network."""
+    return lambda learner, i: list(getattr(learner, name).state_dict().values())[i]
+
+
+NUMBERED = {"alpha": rates_of, "plastic": of_network("plastic"), "stable": of_network("stable")}
+
+
+def found_in(learner, key, n):
+    """What a trace calls `key`, a tensor of n rows."""
+    name, _, number = key.partition(".")
+    return NUMBERED[name](learner, int(number)) if name in NUMBERED else FURTHER[key](learner, n)
+
+
 def compare(learner, after, tolerance):
     """The state of a learner with that of a trace."""
-    weights = learner.state_dict()
+    weights = {f"net.{name}": value for name, value in learner.net.state_dict().items()}
     assert weights.keys() <= after.keys()
     for key, wanted in after.items():
-        found = weights[key] if key in weights else FURTHER[key](learner, len(wanted))
+        found = weights[key] if key in weights else found_in(learner, key, len(wanted))
         assert found.shape == wanted.shape, key
         distance = float((found - wanted).abs().max())
         assert distance <= tolerance, f"{key}: {distance}"
@@ -229,7 +291,7 @@ def test_learner_is_its_authors(name, kind, make_learner, monkeypatch):
     shape["batch_size"] = max(len(batch["y"]) for batch in stream)
     learner = make_learner(model, {**flags, **shape}, (D, C, n_tasks))
     initial = tensors(trace["initial"])
-    learner.load_state_dict({key: initial[key] for key in learner.state_dict()})
+    learner.load_state_dict({key: initial["net." + key.partition(".")[2]] for key in learner.state_dict()})
     compare(learner, initial, 0)
 
     kept, ended = Kept(), []
