@@ -110,7 +110,7 @@ MEMORY_STRENGTH = Flag(
 MEMORIES = Flag("memories", integer(1), 5120, "capacity of the reservoir, in examples", role=SHAPE)
 REPLAY_BATCH_SIZE = Flag("replay_batch_size", integer(0), 20, "draws from memory for each batch, the paper's k-1")
 GAMMA = Flag("gamma", number(0), 1.0, "Reptile step across batches")
-BETA = Flag("beta", number(0), 1.0, "Reptile step within a batch")
+BETA = Flag("beta", number(0), 1.0, "meralg1: Reptile step within a batch; derpp: weight of the loss of labelled draws")
 BATCHES_PER_EXAMPLE = Flag("batches_per_example", integer(1), 1, "batches for each incoming example, the paper's s")
 S = Flag("s", number(0), 1.0, "multiplies the loss of the current example")
 PAPER = (

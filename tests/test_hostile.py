@@ -111,6 +111,7 @@ def room(tmp_path_factory):
 
 # of learners that keep different things
 CHECKPOINTS = {"meralg1": NATIVE, "gem": WAYS[3], "ewc": NATIVE, "independent": REFERENCE, "taskinput": WAYS[1]}
+CHECKPOINTS |= {"agem": WAYS[3], "der": NATIVE, "er_ace": NATIVE, "mir": REFERENCE}
 
 
 def checkpoint_of(folder, words):

@@ -176,7 +176,7 @@ def test_help_says_of_each_flag_what_it_means_and_who_reads_it(run_main):
         shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
         entry = re.search(rf"--{name} .*?(?= --|$)", text)
         assert entry and re.search(rf"default {re.escape(str(shown))}(\.0)?", entry[0]), entry
-    assert re.search(r"--beta [^-]*read by meralg1;", text)
+    assert re.search(r"--beta [^-]*read by derpp, meralg1;", text)
     assert re.search(r"--memory_strength .*?read by ewc, gem;", text)
     assert all(name in text for name in model.candidates())
 
