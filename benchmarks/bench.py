@@ -1,6 +1,7 @@
 """Native against reference engine, measured side by side in one run: `make bench`, or one part of it by name.
 
     steps        one SGD step of every learner, and one example at the paper's settings
+    successors   one example of the learners that came after, at batch size 1 with 10 draws
     evaluation   one test image
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
@@ -58,7 +59,9 @@ def fill(experience):
     learner, n_tasks = experience.learner, len(experience.tasks)
     for t in range(n_tasks if hasattr(learner, "memory") else 0):
         for x, _, y in examples(experience, t, -(-learner.memory.capacity // n_tasks)):
-            learner.memory.remember(learner.examples.put(0, x, t, y)[0])
+            if hasattr(learner.memory, "begin"):
+                learner.memory.begin(t)
+            learner.memory.remember_all(learner.examples.put(0, x, t, y))
 
 
 def seconds_per_example(experience, t, budget=1.0, stretches=5):
@@ -136,6 +139,26 @@ def bench_steps(table):
         n = steps_per_example(args)
         if n > 1:
             table.add(f"{name}: SGD step of {n}", "us", times["native"] / n, times["reference"] / n)
+
+
+def bench_successors(table):
+    """An example of the learners that came after MER, on Rotations, the memory being full; ER beside them."""
+    tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
+    for name in ("eralg4", "agem", "der", "derpp", "mir", "er_ace"):
+        flags = f"--model {name} --lr 0.03 --memories 200 --replay_batch_size 10 --samples_per_task 1000"
+
+        def make(engine, flags=flags):
+            experience = make_experience(tasks, flags, engine)
+            fill(experience)
+            for x, t, y in examples(experience, 0, 2):  # er_ace does less in its first task
+                experience.learner.observe(x, t, y)
+            return experience
+
+        def measure(experience):
+            return seconds_per_example(experience, len(tasks.tasks) - 1)
+
+        times = paired(make, measure)
+        table.add(f"{name} 200 10: example", "us", *(1e6 * times[engine] for engine in ENGINES))
 
 
 def bench_evaluation(table):
@@ -262,7 +285,13 @@ def retained(found):
     return ", ".join(f"RA {engine} {one[0]['stats']['RA']:.3f}" for engine, one in found.items())
 
 
-PARTS = {"steps": bench_steps, "evaluation": bench_evaluation, "tasks": bench_tasks, "runs": bench_runs}
+PARTS = {
+    "steps": bench_steps,
+    "successors": bench_successors,
+    "evaluation": bench_evaluation,
+    "tasks": bench_tasks,
+    "runs": bench_runs,
+}
 
 
 def main():

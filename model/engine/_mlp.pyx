@@ -25,7 +25,7 @@ A gradient that is given out is a *vector*: float32 (n_weights,), laid out as th
 is moved when it comes back. Elementwise operations leave it one. `MLP.flat` brings it into torch's order.
 """
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 

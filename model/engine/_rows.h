@@ -17,6 +17,7 @@
    CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where it is too long for that
    it is cut in tiles of at most TILE lines. */
 
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
