@@ -61,7 +61,11 @@ def fill(experience):
         for x, _, y in examples(experience, t, -(-learner.memory.capacity // n_tasks)):
             if hasattr(learner.memory, "begin"):
                 learner.memory.begin(t)
-            learner.memory.remember_all(learner.examples.put(0, x, t, y))
+            slots = learner.examples.put(0, x, t, y)
+            if hasattr(learner.memory, "scores"):
+                learner.memory.add(slots, [0.5])
+            else:
+                learner.memory.remember_all(slots)
 
 
 def seconds_per_example(experience, t, budget=1.0, stretches=5):
@@ -144,7 +148,7 @@ def bench_steps(table):
 def bench_successors(table):
     """An example of the learners that came after MER, on Rotations, the memory being full; ER beside them."""
     tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
-    for name in ("eralg4", "agem", "der", "derpp", "mir", "er_ace"):
+    for name in ("eralg4", "agem", "der", "derpp", "mir", "er_ace", "lamaml", "clser", "gss"):
         flags = f"--model {name} --lr 0.03 --memories 200 --replay_batch_size 10 --samples_per_task 1000"
 
         def make(engine, flags=flags):

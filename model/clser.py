@@ -71,3 +71,9 @@ class Net(Learner):
 
     def own_state(self):
         return ("steps",)
+
+    def load_state(self, state):
+        steps = state["own"]["steps"]
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"it took {steps} steps")
+        super().load_state(state)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from model.engine import _draws
-from model.memory import ALJUNDI, RIEMER, VITTER, PastTasks, Reservoir, ShuffleDraws, TaskRings, UniformDraws
+from model.memory import (
+    ALJUNDI,
+    RIEMER,
+    VITTER,
+    PastTasks,
+    Reservoir,
+    ScoredMemory,
+    ShuffleDraws,
+    TaskRings,
+    TaskStartReservoir,
+    UniformDraws,
+)
 
 SHUFFLES = [ShuffleDraws, _draws.ShuffleDraws]
 KINDS = {
@@ -286,6 +297,111 @@ def test_past_tasks_state():
         with pytest.raises((ValueError, TypeError)):
             other.load_state(state | change)
     assert other.state() == state
+
+
+# the reservoir as it was when a task began
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 5, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_task_start_reservoir_holds_what_a_reservoir_does_and_draws_what_it_held(capacity, kind):
+    """Against copies of all that is held, over tasks of many lengths, with a state taken on the way."""
+    plain, memory = Reservoir(Slots(), 1, capacity, KINDS[kind](3)), None
+    for stop in (0, 6, 13, 30):
+        plain = Reservoir(Slots(), 1, capacity, KINDS[kind](3))
+        memory = TaskStartReservoir(Slots(), 1, capacity, KINDS[kind](3))
+        old = None
+        for example in range(40):
+            t = [0, 1, 0, 2, 3][min(example // 5, 4)]
+            if example == stop:
+                other = TaskStartReservoir(memory.examples, 1, capacity, memory.draws)
+                other.load_state(memory.state())
+                memory = other
+            if example and example % 5 == 0 and example <= 20:
+                old = [plain.examples.at[slot] for slot in range(1, 1 + plain.size)]
+            memory.begin(t)
+            known = [plain.examples.at[slot] for slot in range(1, 1 + plain.size)] if old is None else old
+            drawn = [memory.examples.at[slot] for slot in memory.draw(3)]
+            assert drawn == [known[i] for i in plain.draws.draw(len(known), 3)]
+            for reservoir in (plain, memory):
+                reservoir.examples.at[0] = example
+                reservoir.remember(0)
+            assert [memory.examples.at[slot] for slot in memory.held] == [
+                plain.examples.at[slot] for slot in range(1, 1 + plain.size)
+            ]
+            assert {*memory.examples.at} == set(range(1 + memory.size))  # one after another, as a state keeps them
+            assert memory.size <= 2 * capacity and memory.n_seen == plain.n_seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"held": [1, 1]}, {"held": [5, 6]}, {"free": [1]}, {"n_seen": 1}, {"old": [1, 2, 3]}, {"task": "0"}, {"old": [9]}],
+    ids=str,
+)
+def test_a_task_start_reservoir_refuses_what_is_no_state(change):
+    memory = TaskStartReservoir(Slots(), 1, 2, UniformDraws(0))
+    with pytest.raises(ValueError):
+        memory.load_state({"task": 0, "n_seen": 2, "held": [1, 2], "old": None, "free": []} | change)
+    memory.load_state({"task": 1, "n_seen": 3, "held": [3, 2], "old": [1, 2], "free": []})
+    assert memory.size == 3
+
+
+# a memory with scores
+
+
+def test_a_scored_memory_fills_up_and_then_lets_low_scores_win():
+    examples = Slots()
+    memory = ScoredMemory(examples, 1, 3, 2, UniformDraws(1))
+    assert memory.batches(2) == []
+    for example in range(3):
+        examples.at[0] = example
+        waiting = memory.wait(0)
+        assert waiting == ([1, 2] if example == 1 else [])
+        if waiting:
+            memory.add(waiting, [0.5, -1.0])
+    memory.add([1, 2], [1.0, 0.0])  # room for one
+    assert not memory.has_room() and memory.scores.tolist() == [0.5, -1.0, 1.0]
+    assert [examples.at[slot] for slot in (3, 4, 5)] == [0, 1, 2] and memory.n_waiting == 1
+    found = memory.batches(2)
+    assert [len(batch) for batch in found] == [2, 1] and sorted(sum(found, [])) == [3, 4, 5]
+    examples.at |= {1: "a", 2: "b"}
+    memory.compete([1, 2], [-1.0, -1.0])  # sure wins; the least score has no rival
+    assert examples.at[4] == 1 and {examples.at[3], examples.at[5]} == {"a", "b"}
+    assert memory.scores.tolist() == [-1.0] * 3
+
+
+def test_a_scored_memory_replaces_with_the_chance_that_the_scores_give():
+    wins, n = 0, 4000
+    memory = ScoredMemory(Slots(), 1, 2, 1, UniformDraws(2))
+    for _ in range(n):
+        memory.size, memory.scores = 2, np.array([0.8, -0.5])
+        memory.examples.at = {1: "new", 2: "old", 3: "old"}
+        memory.compete([1], [0.2])
+        wins += memory.examples.at[2] == "new"
+        assert memory.examples.at[3] == "old"
+    p = 0.9 / (0.9 + 0.6)
+    assert abs(wins / n - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
+def test_a_scored_memory_goes_on_from_its_state_and_refuses_what_is_none():
+    memory, other = (ScoredMemory(Slots(), 1, 3, 4, UniformDraws(1)) for _ in "ab")
+    memory.examples.at = dict.fromkeys(range(9), 0)
+    memory.add([1, 2], [0.1, 0.2])
+    memory.wait(0)
+    state = memory.state()
+    other.load_state(state)
+    assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
+    scores = state["scores"]
+    for change in (
+        {"size": 4, "scores": scores[[0, 0, 0, 0]]},
+        {"size": 1},
+        {"n_waiting": 4},
+        {"scores": 9 * scores},
+        {"scores": scores * float("nan")},
+    ):
+        with pytest.raises(ValueError):
+            other.load_state(state | change)
+    assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
 
 
 # the rings
