@@ -97,16 +97,6 @@ class Comparison:
         return self.p_holm is not None and self.p_holm < LEVEL
 
 
-@dataclass(frozen=True)
-class Gap:
-    """An experiment that lacks seeds. what: how to recognise it; found and lacking: seeds."""
-
-    data: str
-    what: str
-    found: list
-    lacking: list
-
-
 def experiments(runs):
     """([Experiment], [(older Run, newer Run)]): runs by exact settings; of one experiment and seed the newest counts.
 
@@ -294,7 +284,7 @@ def holm(values):
 
 
 def missing(expected, found):
-    """[Gap]: experiments of the list `expected` without runs, and those with fewer seeds than others.
+    """[sentence] of each of the experiments `expected` without runs, and of those with fewer seeds than others.
 
     expected  dictionaries of flags; one matches an experiment that agrees in each of them, but for those on which no
               distribution depends
@@ -302,23 +292,21 @@ def missing(expected, found):
     An experiment lacks the seeds that any other of the same program has. Where no flags are known nothing is missed.
     """
     found = [it for it in found if it.settings is not None]
-    wanted = defaultdict(set)
-    for it in found:
-        wanted[it.runs[0].program] |= set(it.seeds)
     told = [{flag: plain(value) for flag, value in flags.items() if flag not in NO_MATTER} for flags in expected]
     usual = set.intersection(*(set(it.items()) for it in told)) if len(told) > 1 else set()
-    gaps = []
+    said, wanted = [], defaultdict(set)
     for flags, science in zip(expected, told, strict=True):
         if not any(_agrees(flags, science, it) for it in found):
             own = [f"{flag} {text}" for flag, text in science.items() if (flag, text) not in usual]
-            what = " ".join([flags.get("model", ""), *own])
-            gaps.append(Gap(short(flags.get("data_file", "")), what, [], sorted(set().union(*wanted.values()))))
+            said.append(f"{short(flags.get('data_file', ''))}: {' '.join([flags.get('model', ''), *own])} has no runs.")
+    for it in found:
+        wanted[it.runs[0].program] |= set(it.seeds)
     for it in found:
         lacking = sorted(wanted[it.runs[0].program] - set(it.seeds))
         if lacking:
             memory = f", {it.memory} memories" if it.memory else ""
-            gaps.append(Gap(it.data, it.kind + memory, it.seeds, lacking))
-    return gaps
+            said.append(f"{it.data}: {it.kind}{memory} has seeds {span(it.seeds)}, lacks {span(lacking)}.")
+    return said
 
 
 def _agrees(flags, science, it):
