@@ -196,6 +196,19 @@ def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_
     assert (tmp_path / "sweep" / left.name).exists() and not private.exists()
 
 
+@pytest.mark.parametrize("fault", ["vanished", "full"])
+def test_a_run_is_what_it_is_whatever_becomes_of_its_log(fault, write, run_sweep, monkeypatch):
+    def tidy(log, tidy=work._tidy):
+        if fault == "vanished":
+            log.unlink()
+            tidy(log)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(work, "_tidy", tidy)
+    code, out, err = run_sweep("--commands", write("--model online"), 0)
+    assert code == 0 and "1 done, 0 skipped (finished before), 0 failed" in out, (out, err)
+
+
 # what a sweep says and refuses
 
 
@@ -269,14 +282,14 @@ def test_the_choice(of_seeds, choice, write):
         ("--model online", (), "which seeds? Give some"),
         ("--model online --seed 2", ("1",), "a command has a --seed of its own"),
         ("--model nothing", ("1",), "line 1: unknown model 'nothing'"),
-        ("--model online --lr x", ("1",), "line 1: main.py does not take"),
+        ("--model online --lr x", ("1",), "line 1: argument --lr: 'x' is not a number"),
         ("--model online --resume auto", ("1",), "--resume auto: the sweep decides that"),
         ("--model online", ("1", "--learner", "gem"), "--learner gem: no command has it; choose from online"),
         ("--model online", ("1", "--memories", "100"), "no command is left"),
         ("--model online", ("1", "--grid", "gamma=1"), "--grid gamma: online does not read --gamma"),
         ("--model online", ("1", "--grid", "lr"), "--grid lr: write --grid FLAG=VALUE"),
         ("--model online", ("1", "--grid", "seed=1,2"), "seed is nothing to tune"),
-        ("--model online", ("1", "--grid", "lr=1,-1"), "main.py does not take"),
+        ("--model online", ("1", "--grid", "lr=1,-1"), "argument --lr: -1.0 is too small"),
         ("--model online", ("101", "--grid", "lr=1"), "seed 101 serves for tuning (--tuning_seeds)"),
         ("--model online --data_file no.pt", ("1",), "no data file"),
     ],
