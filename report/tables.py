@@ -11,11 +11,11 @@ from itertools import combinations
 import numpy as np
 
 from metrics import NAMES
+from model.flags import SAME_SIZE
 from report.read import NO_MATTER, ORIGINAL, TEXT, THIS, plain
 
 # The paper's order: first what remembers nothing, then regularisation, then replay.
 ORDER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")
-SAME_SIZE = 0.02  # 51 memories for each of 100 tasks stand beside 5120
 FEWEST_SEEDS = 3
 LEVEL = 0.05
 UNKNOWN_DATA = "†"  # marks runs whose data are known by the file's name alone
