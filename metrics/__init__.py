@@ -111,10 +111,12 @@ def summarise(result_t, result_a):
     Columns follow the order of presentation, so a shuffled run is judged like any other (tasks that were never learned
     come last, by number).
 
-    result_a may be a tensor, lists, or a NumPy array of float32. Raises ValueError where the two do not belong together
-    or a task comes back after another.
+    result_a may be a tensor, lists, or a NumPy array. Raises ValueError where the two do not belong together or a task
+    comes back after another.
     """
-    if not isinstance(result_a, np.ndarray):
+    if isinstance(result_a, np.ndarray):
+        result_a = result_a.astype(np.float32)
+    else:
         import torch  # slow to import: who has arrays need not wait
 
         result_a = torch.as_tensor(result_a, dtype=torch.float32)

@@ -117,6 +117,7 @@ PAPER = (
     *(N_HIDDENS, N_LAYERS, LR, FINETUNE, N_MEMORIES, MEMORY_STRENGTH, MEMORIES, REPLAY_BATCH_SIZE, GAMMA, BETA),
     *(BATCHES_PER_EXAMPLE, S),
 )
+SAME_SIZE = 0.02  # memories as close as this count as one size: 51 for each of 100 tasks are the paper's 5120
 FOR_A_PENALTY = ("ewc",)  # learners whose n_memories only estimate one: they never learn from them again
 
 

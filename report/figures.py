@@ -1,8 +1,9 @@
 """The figures that people of this field look at, each drawn once per format.
 
 Drawn in the light palette; the SVG has a style sheet of its own that shows it in the dark one where the reader prefers
-that. A learner has the same colour, marker and line style in all figures. Each function draws whatever it is given, or
-returns the sentence that says why there is nothing to draw.
+that. A learner has the same colour, marker and line style in all figures. Each function draws whatever it is given, and
+returns the figure and perhaps more to say of it, or else a sentence: why there is nothing to draw. Its docstring is the
+figure's heading and caption.
 """
 
 import io
@@ -12,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
 import matplotlib
@@ -34,7 +36,8 @@ DASHES = [(0, dash) if dash else "-" for dash in (
     (1, 1.2), (6, 2), (4, 1.5, 1, 1.5), (8, 1.5, 1, 1.5, 1, 1.5), None, (5, 1), None, None, (7, 1.2), (3, 1)
 )]  # fmt: skip
 INK, MUTED, RULE, PAPER = "#1b1f24", "#59606a", "#d8dce1", "#fefefe"
-MOST_CURVES = 20
+NOTHING = "There are no runs."
+MOST_CURVES, MOST_POINTS, MOST_NUMBERED = 20, 60, 25  # in a panel of curves, on a curve, tasks of a matrix
 # from the first task to the last
 TASKS_LIGHT = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.02, 0.75, MOST_CURVES))))
 TASKS_DARK = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.38, 0.98, MOST_CURVES))))
@@ -49,7 +52,6 @@ STYLE_SHEET = "@media screen and (prefers-color-scheme: dark) {{ {} }}".format(
 )
 WIDTH, PANELS_WIDE, PANEL = 11.0, 3, 3.0  # inches, panels in a row, a panel's height
 STYLE = {
-    "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -58,7 +60,6 @@ STYLE = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # where it is: looking for room above costs a tenth of the time
     "axes.prop_cycle": matplotlib.cycler(color=[INK]),
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -70,9 +71,6 @@ STYLE = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
@@ -87,7 +85,6 @@ BARS = {
 UNKNOWN_DATA = (
     f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; their data are told by the file's name alone."
 )
-SPREAD = "means over seeds, whiskers ± one sample standard deviation"
 
 
 @dataclass(frozen=True)
@@ -107,29 +104,24 @@ class Drawing:
     pdf: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Look:
-    colour: str
-    marker: str
-    dash: object
-    hollow: bool
-
-    def line(self):
-        face = {"markerfacecolor": PAPER} if self.hollow else {}
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markeredgewidth": 1.2, **face}
-
-
 def looks(found):
-    """{label: Look}: a model's colour wherever it is drawn; what is not just this program's learner is hollow."""
+    """{label: how its lines look, for matplotlib}: a model's colour is the same wherever it is drawn.
+
+    What is not just this program's learner is hollow.
+    """
     names = [*tables.ORDER, *sorted({it.model for it in found} - set(tables.ORDER))]
     result, variants = {}, Counter()
     for label, model in sorted({(it.label, it.model) for it in found}):
-        place = names.index(model)
-        if label != model:
-            variants[model] += 1
+        place, is_variant = names.index(model), label != model
+        variants[model] += is_variant
         turn = place // len(LIGHT) + max(0, variants[model] - 1)  # the same colours, other markers
-        marker, dash = MARKERS[(place + 3 * turn) % len(MARKERS)], DASHES[(place + 5 * turn) % len(DASHES)]
-        result[label] = Look(LIGHT[place % len(LIGHT)], marker, dash, label != model)
+        result[label] = {
+            "color": LIGHT[place % len(LIGHT)],
+            "marker": MARKERS[(place + 3 * turn) % len(MARKERS)],
+            "linestyle": DASHES[(place + 5 * turn) % len(DASHES)],
+            "markeredgewidth": 1.2,
+            "fillstyle": "none" if is_variant else "full",
+        }
     return result
 
 
@@ -152,7 +144,8 @@ def draw_all(found, run):
 def draw(job):
     """The Drawing of a job: (a figure function of this module, name of the data set or None, its arguments…)."""
     function, data, *arguments = job
-    title, caption = TITLES[function]
+    title, caption = (" ".join(part.split()) for part in function.__doc__.split("\n\n"))
+    title = title.removesuffix(".")
     name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (function.__name__, data))))
     with matplotlib.rc_context(STYLE):
         made = function(*arguments)
@@ -194,7 +187,7 @@ def _grid(n, look, labels=(), **options):
     for axis in axes.flat[:n]:
         axis.xaxis.set_tick_params(labelbottom=True)
     figure.legend(
-        handles=[Line2D([], [], label=label, **look[label].line()) for label in labels],
+        handles=[Line2D([], [], label=label, **look[label]) for label in labels],
         loc="outside upper left",
         ncols=-(-len(labels) // legend_rows),
         handlelength=2.6,
@@ -224,20 +217,15 @@ def mean_curve(runs, value):
     Runs evaluated at other places are interpolated to those of the run with fewest evaluations.
     """
     base = min((run.position for run in runs), key=len)
-    rows = []
-    for run in runs:
-        values = value(run)
-        if len(run.position) != len(base) or not np.allclose(run.position, base):
-            columns = values.reshape(len(values), -1).T
-            values = np.column_stack([np.interp(base, run.position, column) for column in columns])
-            values = values.reshape(len(base), *value(run).shape[1:])
-        rows.append(values)
-    rows = np.array(rows)
+    rows = np.array([np.apply_along_axis(partial(np.interp, base, run.position), 0, value(run)) for run in runs])
     return base, rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else None
 
 
 def bars(experiments, look):
-    """RA, LA and BTI of every experiment beside each other, with a dot per seed."""
+    """RA, LA and BTI.
+
+    Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.
+    """
     if not experiments:
         return NOTHING
     shelf, groups = tables.shelves(experiments), defaultdict(list)
@@ -251,8 +239,11 @@ def bars(experiments, look):
     headings, y = len(ticks), np.array([place for place, _ in places])
     figure = Figure(figsize=(WIDTH, max(0.205 * at, 1.2) + 0.75), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    colours = [look[it.label].colour for _, it in places]
-    faces = [(colour, 0.3 if look[it.label].hollow else 0.8) for colour, (_, it) in zip(colours, places, strict=True)]
+    colours = [look[it.label]["color"] for _, it in places]
+    faces = [
+        (colour, 0.8 if look[it.label]["fillstyle"] == "full" else 0.3)
+        for colour, (_, it) in zip(colours, places, strict=True)
+    ]
     for axis, (metric, title) in zip(axes, BARS.items(), strict=True):
         axis.set_title(title)
         means = np.array([it.mean(metric) for _, it in places])
@@ -284,12 +275,19 @@ def bars(experiments, look):
 
 
 def first_task(experiments, look):
-    """The first task's accuracy as learning goes on (Lopez-Paz & Ranzato 2017, figure 1)."""
+    """Accuracy on the first task.
+
+    How much of the first task is left while the others are learned. Lines are means over seeds, bands ± one sample
+    standard deviation.
+    """
     return _evolution(experiments, look, "accuracy on task 1 (%)", lambda run: run.accuracies[:, 0])
 
 
 def seen_tasks(experiments, look):
-    """The mean accuracy over the tasks seen so far as learning goes on."""
+    """Mean accuracy on the tasks seen so far.
+
+    The task being learned counts as seen. Lines are means over seeds, bands ± one sample standard deviation.
+    """
     return _evolution(experiments, look, "mean accuracy on tasks seen (%)", lambda run: run.seen)
 
 
@@ -302,7 +300,7 @@ def _evolution(experiments, look, y_label, value):
         axis.set_title(f"{size} memories" if size else "")
         for it in members:
             position, mean, std = mean_curve(it.runs, value)
-            line = look[it.label].line()
+            line = look[it.label]
             if std is not None:
                 axis.fill_between(position, mean - std, mean + std, color=line["color"], alpha=0.13, linewidth=0)
             every = max(1, len(position) // 6)
@@ -316,11 +314,11 @@ def _evolution(experiments, look, y_label, value):
     return figure, *(["Learners without a memory to size stand in every panel."] if len(panels) > 1 else [])
 
 
-MOST_POINTS = 60
-
-
 def task_curves(experiments, look):
-    """Each task's accuracy from the moment it is learned; a row per memory size, a column per learner."""
+    """Each task's own curve.
+
+    Accuracy from the moment its learning begins; thick: the first. Means over seeds. Numbers: memories.
+    """
     if not experiments:
         return NOTHING
     shelf, by_size = tables.shelves(experiments), defaultdict(list)
@@ -350,17 +348,13 @@ def task_curves(experiments, look):
             drawn[-1].xaxis.set_tick_params(labelbottom=True)
     for axis in unused:
         axis.remove()
-    step = _curve_step(n_tasks)
+    step = -(-n_tasks // MOST_CURVES)
     return figure, "Of every task." if step == 1 else f"Of tasks 1, {1 + step}, {1 + 2 * step} and so on."
-
-
-def _curve_step(n_tasks):
-    return -(-n_tasks // MOST_CURVES)
 
 
 def _one_panel_of_curves(axis, it):
     position, mean, _ = mean_curve(it.runs, lambda run: run.accuracies)
-    tasks = range(0, mean.shape[1], _curve_step(mean.shape[1]))
+    tasks = range(0, mean.shape[1], -(-mean.shape[1] // MOST_CURVES))
     thin = np.unique(np.linspace(0, len(position) - 1, min(MOST_POINTS, len(position))).round().astype(int))
     lines = []
     for task in tasks:
@@ -373,24 +367,22 @@ def _one_panel_of_curves(axis, it):
 
 
 def memory(experiments, look):
-    """RA against the number of examples remembered; learners without a memory to size as levels."""
+    """Retained accuracy against memory.
+
+    Means over seeds, whiskers ± one sample standard deviation. Level lines: learners whose memory is not a size to
+    choose.
+    """
     known = [it for it in experiments if it.settings is not None]
     sizes = sorted({it.memory for it in known if it.memory})
     if not sizes:
         return "No learner here has a memory whose size is known."
-    panels = tables.data_sets(known)
-    figure, axes, columns = _grid(len(panels), look, _labels(known))
-    for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(data)
-        here = [it for it in known if it.data == data]
-        for label in _labels(here):
-            line = look[label].line()
-            mine = sorted((it for it in here if it.label == label), key=lambda it: it.memory or 0)
-            sized = [it for it in mine if it.memory]
-            if sized:
-                points = np.array([(it.memory, it.mean("RA"), it.std("RA") or 0) for it in sized])
+    figure, panels = _against(known, look, "memories")
+    for axis, lines in panels:
+        for line, mine in lines:
+            points = np.array([(it.memory, it.mean("RA"), it.std("RA") or 0) for it in mine if it.memory])
+            if len(points):
                 axis.errorbar(*points.T, capsize=2.5, elinewidth=1, **line)
-            for it in mine[: len(mine) - len(sized)]:
+            for it in mine[: len(mine) - len(points)]:
                 axis.axhline(it.mean("RA"), color=line["color"], linestyle=line["linestyle"], linewidth=1.2)
                 axis.plot([0.985], [it.mean("RA")], transform=axis.get_yaxis_transform(), **line)
         axis.set_xscale("log", base=2)
@@ -398,24 +390,21 @@ def memory(experiments, look):
         axis.xaxis.set_major_locator(FixedLocator(sorted(set(tables.shelves(known).values()))))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("memories")
-        _percent(axis.yaxis, "retained accuracy, RA (%)" if place % columns == 0 else "")
     return figure
 
 
 def seconds(experiments, look):
-    """RA against what it cost; a learner's memory sizes joined, larger markers for larger memories."""
+    """Retained accuracy against time.
+
+    Wall time of learning and evaluation, means over seeds, whiskers ± one sample standard deviation; a learner's memory
+    sizes are joined, larger markers for larger memories. Times compare on one host only.
+    """
     timed = [it for it in experiments if it.mean("seconds")]
     if not timed:
         return "No run's time is known."
-    panels = tables.data_sets(timed)
-    figure, axes, columns = _grid(len(panels), look, _labels(timed))
-    for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(data)
-        here = [it for it in timed if it.data == data]
-        for label in _labels(here):
-            line = look[label].line()
-            mine = sorted((it for it in here if it.label == label), key=lambda it: it.memory or 0)
+    figure, panels = _against(timed, look, "seconds per run")
+    for axis, lines in panels:
+        for line, mine in lines:
             points = np.array([(it.mean("seconds"), it.mean("RA")) for it in mine])
             axis.plot(*points.T, color=line["color"], linestyle=line["linestyle"], linewidth=1, alpha=0.7)
             for turn, (it, point) in enumerate(zip(mine, points, strict=True)):
@@ -426,16 +415,29 @@ def seconds(experiments, look):
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("seconds per run")
-        _percent(axis.yaxis, "retained accuracy, RA (%)" if place % columns == 0 else "")
     return figure
 
 
-MOST_NUMBERED = 25
+def _against(experiments, look, x_label):
+    """(figure, [(axis, [(how a learner's line looks, [its Experiment, by memory])])]): a panel of RA per data set."""
+    names, found = tables.data_sets(experiments), []
+    figure, axes, columns = _grid(len(names), look, _labels(experiments))
+    for place, (axis, data) in enumerate(zip(axes, names, strict=True)):
+        here = sorted((it for it in experiments if it.data == data), key=lambda it: it.memory or 0)
+        axis.set_title(data)
+        axis.set_xlabel(x_label)
+        _percent(axis.yaxis, "retained accuracy, RA (%)" if place % columns == 0 else "")
+        mine = {label: [it for it in here if it.label == label] for label in _labels(experiments)}
+        found.append((axis, [(look[label], members) for label, members in mine.items() if members]))
+    return figure, found
 
 
 def accuracy_matrix(run):
-    """The accuracy matrix R of one run, with what it could before the first task as its first row."""
+    """Accuracy matrix of one run.
+
+    Below the white steps: tasks already learned. Rows and columns in order of presentation; the first row is before
+    any of them was learned.
+    """
     if run is None:
         return NOTHING
     matrix, n_tasks = np.vstack((run.baseline, run.matrix)), run.n_tasks
@@ -461,36 +463,3 @@ def accuracy_matrix(run):
     scale = figure.colorbar(image, pad=0.02, aspect=40, label="%", format=FuncFormatter(_in_percent))
     scale.outline.set_visible(False)
     return figure, f"Run {run.name}."
-
-
-NOTHING = "There are no runs."
-CURVES = "Lines are means over seeds, bands ± one sample standard deviation."
-TITLES = {
-    bars: (
-        "RA, LA and BTI",
-        "Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.",
-    ),
-    first_task: (
-        "Accuracy on the first task",
-        f"How much of the first task is left while the others are learned. {CURVES}",
-    ),
-    seen_tasks: ("Mean accuracy on the tasks seen so far", f"The task being learned counts as seen. {CURVES}"),
-    task_curves: (
-        "Each task's own curve",
-        "Accuracy from the moment its learning begins; thick: the first. Means over seeds. Numbers: memories.",
-    ),
-    memory: (
-        "Retained accuracy against memory",
-        f"{SPREAD.capitalize()}. Level lines: learners whose memory is not a size to choose.",
-    ),
-    seconds: (
-        "Retained accuracy against time",
-        f"Wall time of learning and evaluation, {SPREAD}; a learner's memory sizes are joined, larger markers for "
-        "larger memories. Times compare on one host only.",
-    ),
-    accuracy_matrix: (
-        "Accuracy matrix of one run",
-        "Below the white steps: tasks already learned. Rows and columns in order of presentation; the first row is "
-        "before any of them was learned.",
-    ),
-}

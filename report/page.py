@@ -88,10 +88,6 @@ class Report:
     def gaps(self):
         return tables.missing(self.expected or [], self.found)
 
-    @cached_property
-    def made(self):
-        return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
     def rows(self, data):
         return [it for it in self.found if it.data == data]
 
@@ -107,7 +103,8 @@ class Report:
 
     def provenance(self):
         """[(what, [(value, number of runs)])]: where the counted runs come from."""
-        commits = [run.about["commit"] and run.about["commit"][:12] + _changed(run) for run in self.runs]
+        changed = {True: " with local changes", False: ""}
+        commits = [run.about["commit"] and run.about["commit"][:12] + changed[run.about["dirty"]] for run in self.runs]
         codes = [run.about["code"] and f"{run.model} {run.about['code'][:12]}" for run in self.runs]
         found = {"Program": [run.program for run in self.runs], "Commit": commits, "Sources (sha256)": codes}
         for key in ("versions", "host", "engine", "draws", "threads"):
@@ -118,9 +115,6 @@ class Report:
     def dates(self):
         days = sorted({date(run.finished)[:10] for run in self.runs}) or ["never"]
         return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-
-    def hours(self):
-        return sum(run.seconds or 0 for run in self.runs) / 3600
 
     def notes(self):
         """[(learner, note, sum over its runs)] of what the learners reported."""
@@ -214,10 +208,6 @@ class Report:
         )
 
 
-def _changed(run):
-    return " with local changes" if run.about["dirty"] else ""
-
-
 def _memory(it):
     return Cell(it.memory_text, it.memory or 0)
 
@@ -276,6 +266,7 @@ def _render(template, report, drawings, **options):
     return environment.get_template(template).render(
         report=report,
         drawings=drawings,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         definitions=DEFINITIONS,
         figures=figures,
         look=figures.looks(report.found),
@@ -330,16 +321,8 @@ SIGNIFICANCE = (
 
 
 def gap_lines(report):
-    lines = []
-    if report.expected is None:
-        lines.append("No list of experiments was given: only seeds that others have can be missed.")
-    for gap in report.gaps:
-        where = f"{gap.data}: {gap.what}"
-        if gap.found:
-            lines.append(f"{where} has seeds {tables.span(gap.found)}, lacks {tables.span(gap.lacking)}.")
-        else:
-            lines.append(f"{where} has no runs.")
-    return lines if report.gaps else [*lines, "Nothing."]
+    unlisted = "No list of experiments was given: only seeds that others have can be missed."
+    return ([unlisted] if report.expected is None else []) + (report.gaps or ["Nothing."])
 
 
 def skipped_lines(report):

@@ -11,7 +11,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -129,7 +128,9 @@ def read_results(*places):
     runs, again = each_once([it for it in found if isinstance(it, Run)])
     skipped = [it for it in found if isinstance(it, Skipped)]
     where = Counter(run.path.partition(": ")[0] if PACK in run.path else os.path.dirname(run.path) for run in again)
-    skipped += [Skipped(path, f"{n} of its runs are elsewhere too, and count once") for path, n in where.items()]
+    skipped += [
+        Skipped(path or os.curdir, f"{n} of its runs are elsewhere too, and count once") for path, n in where.items()
+    ]
     return runs, sorted(skipped, key=lambda it: it.path)
 
 
@@ -170,17 +171,11 @@ def _files_in(place):
                 yield os.path.join(here, name), "a symbolic link to a folder: not followed"
             elif name.endswith(tuple(READERS)):
                 yield os.path.join(here, name), "a folder, not a file"
-        for name in _best_of_each_run(files):
-            yield os.path.join(here, name), None
-    for error in unlisted:
-        yield error.filename, f"cannot be listed: {error.strerror}"
-
-
-def _best_of_each_run(files):
-    best = {}
-    for ending in reversed(READERS):
-        best |= {(ending == PACK, it.removesuffix(ending)): it for it in files if it.endswith(ending)}
-    return sorted(best.values())
+        best = {}
+        for ending in reversed(READERS):
+            best |= {(ending == PACK, it.removesuffix(ending)): it for it in files if it.endswith(ending)}
+        yield from ((os.path.join(here, name), None) for name in sorted(best.values()))
+    yield from ((error.filename, f"cannot be listed: {error.strerror}") for error in unlisted)
 
 
 def told_by(path):
@@ -188,7 +183,9 @@ def told_by(path):
     ending = next((ending for ending in READERS if str(path).endswith(ending)), None)
     if ending is None:
         raise Unreadable(f"none of {', '.join(READERS)}")
-    return READERS[ending](path)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Unreadable("not a regular file")
+    return [{"format": FORMAT} | saved if ending in (".pt", ".txt") else saved for saved in READERS[ending](path)]
 
 
 def _records_in(path, shown):
@@ -228,7 +225,6 @@ def read_json(path):
 
 def read_pack(path):
     """What a pack says of each of its runs. Raises Unreadable or OSError."""
-    _check_regular(path)
     found = []
     try:
         with gzip.open(path) as file:
@@ -268,7 +264,6 @@ def read_pt(path):
     Loaded as plain tensors and settings: a pickle that asks for anything else is refused, unrun. Weights are mapped,
     not read. Raises Unreadable or OSError.
     """
-    _check_regular(path)
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _check_zip(path)
@@ -310,7 +305,7 @@ def read_pt(path):
     seconds = re.search(r"# *([0-9.eE+-]+)\s*$", one_liner) if isinstance(one_liner, str) else None
     about = {"program": THIS if "engine" in args else ORIGINAL, "model": args["model"], "seed": args.get("seed")}
     data = {"file": os.path.basename(args["data_file"])}
-    return [_words(args=args, data=data, seconds={"total": _as_float(seconds and seconds[1])}, **about, **numbers)]
+    return [{"args": args, "data": data, "seconds": {"total": seconds and seconds[1]}} | about | numbers]
 
 
 def read_txt(path):
@@ -332,19 +327,11 @@ def read_txt(path):
     except (ValueError, LookupError):
         raise Unreadable("half-written or foreign: not the accuracies that a run saves") from None
     numbers = {"stats": stats, "result_t": [0, *range(len(rows) - 1)], "result_a": rows}
-    return [_words(program=TEXT, model=parts["model"], data={"file": parts["data"]}, **numbers)]
+    return [{"program": TEXT, "model": parts["model"], "data": {"file": parts["data"]}} | numbers]
 
 
-def _words(**saved):
-    return {"format": FORMAT, **saved}
-
-
-READERS = {  # of one run, the first of these that is there is read
-    ".json": read_json,
-    PACK: read_pack,
-    ".pt": read_pt,
-    ".txt": read_txt,
-}
+# of one run, the first of these that is there is read
+READERS = {".json": read_json, PACK: read_pack, ".pt": read_pt, ".txt": read_txt}
 PLAIN = (str, int, float, type(None))
 
 
@@ -370,15 +357,18 @@ def run_of(saved, name, shown):
     evaluated = _evaluations(saved)
     _check_stored(saved, evaluated, program)
     if program != TEXT:
-        args, seed = _flags(_part(saved, "args", dict)), saved.get("seed")
+        seed = saved.get("seed")
         if type(seed) is not int:
             raise Unreadable(f"seed is {seed!r:.60}, not a whole number")
-        reads = _flags(_part(saved, "science", dict)) if "science" in saved else _read_by_its_learner(model, args)
-        science = {flag: plain(value) for flag, value in reads.items() if flag not in NO_MATTER and value is not None}
+        reads, left_out = _flags(saved, "science" if "science" in saved else "args"), NO_MATTER
+        if "science" not in saved:
+            left_out = left_out | _unread(model)
+        science = {flag: plain(value) for flag, value in reads.items() if flag not in left_out and value is not None}
         if history:  # which says what the learner had learned, wherever it was
             science.pop("start_from", None)
         n_tasks = len(evaluated["baseline"]) + sum(run["n_tasks"] for run in history)
-        memory = memory_size(model, {flag: int(text) for flag, text in science.items() if text.isdecimal()}, n_tasks)
+        whole = {flag: int(text) for flag, text in science.items() if re.fullmatch(r"\d{1,10}", text, re.ASCII)}
+        memory = memory_size(model, whole, n_tasks)
     return Run(
         path=shown,
         name=name,
@@ -454,33 +444,26 @@ def _check_stored(saved, evaluated, program):
         return  # whose summaries of shuffled tasks are wrong
     stored = _dict(saved.get("stats")) | {key: saved[key] for key in ("accuracy_matrix", "baseline") if key in saved}
     for key, value in stored.items():
-        ours = evaluated.get("matrix" if key == "accuracy_matrix" else key)
-        if ours is not None and not _close(value, ours):
-            exactly = f"{value!r:.40}, they give {ours:.4f}" if np.ndim(ours) == 0 else "not theirs"
-            raise Unreadable(f"contradicts its evaluations: {key} is {exactly}")
+        _check(key, value, evaluated.get("matrix" if key == "accuracy_matrix" else key))
 
 
-def _close(value, ours):
-    """Whether a file's own number or numbers are ours but for rounding."""
+def _check(key, value, ours):
+    """Raises Unreadable where a file's own number or numbers are not ours but for rounding."""
     with suppress(ValueError, TypeError):
-        return np.shape(value) == np.shape(ours) and bool((np.abs(np.array(value) - ours) <= ROUNDED).all())
-    return False
+        if ours is None or np.shape(value) == np.shape(ours) and (abs(np.array(value) - ours) <= ROUNDED).all():
+            return
+    exactly = f"{value!r:.40}, they give {ours:.4f}" if np.ndim(ours) == 0 else "not theirs"
+    raise Unreadable(f"contradicts its evaluations: {key} is {exactly}")
 
 
 @cache
-def _learners():
+def _unread(name):
+    """Names of the paper's flags that a learner, if it is one of ours, does not read."""
     import model  # slow: with torch
 
-    return model.read_all(), model.ELSEWHERE
-
-
-def _read_by_its_learner(name, args):
-    """The flags without the paper's that the learner, if it is one of ours, does not read."""
-    learners, elsewhere = _learners()
-    about = learners.get(elsewhere.get(name, name))
+    about = model.read_all().get(model.ELSEWHERE.get(name, name))
     mine = {flag.name for flag in about.flags} if about else set()
-    unread = {flag.name for flag in PAPER} - mine if mine else set()
-    return {flag: value for flag, value in args.items() if flag not in unread}
+    return {flag.name for flag in PAPER} - mine if mine else set()
 
 
 def _earlier(earlier):
@@ -488,9 +471,7 @@ def _earlier(earlier):
     means = [None] if earlier is None else _accuracies(_dict(earlier), "result_a", 2).mean(1).tolist()
     found = {"before": means[0], "after": means[-1]}
     for key, value in found.items():
-        stored = _dict(earlier).get(f"RA_{key}", value)
-        if value is not None and not _close(stored, value):
-            raise Unreadable(f"contradicts its evaluations: RA_{key} is {stored!r:.40}, they give {value:.4f}")
+        _check(f"RA_{key}", _dict(earlier).get(f"RA_{key}", value), value)
     return found
 
 
@@ -498,7 +479,8 @@ def _history(history):
     kinds = {"model": str, "data": str, "data_file": str, "n_tasks": int}
     with suppress(TypeError, LookupError):
         found = tuple({key: run[key] for key in kinds} for run in history)
-        if all(type(run[key]) is kind for run in found for key, kind in kinds.items()):
+        typed = all(type(run[key]) is kind for run in found for key, kind in kinds.items())
+        if typed and all(0 < run["n_tasks"] < MOST_RUNS for run in found):
             return found
     raise Unreadable(f"history is {history!r:.60}, not the runs before this one")
 
@@ -520,13 +502,7 @@ def _about(saved, data):
 # -- checks
 
 
-def _check_regular(path):
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Unreadable("not a regular file")
-
-
 def _read_bytes(path):
-    _check_regular(path)
     with open(path, "rb") as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
@@ -571,11 +547,12 @@ def _plain(saved, key):
     return value
 
 
-def _flags(args):
-    for name, value in args.items():
-        if not isinstance(name, str) or not _FLAG.fullmatch(name) or len(str(value)) > 1000:
-            raise Unreadable(f"args holds {name!r:.60}, which is no flag")
-    return dict(args)
+def _flags(saved, key):
+    flags = _part(saved, key, dict)
+    for name, value in flags.items():
+        if not _FLAG.fullmatch(name) or len(str(value)) > 1000:
+            raise Unreadable(f"{key} holds {name!r:.60}, which is no flag")
+    return flags
 
 
 def _accuracies(saved, key, n_axes):
@@ -592,27 +569,21 @@ def _accuracies(saved, key, n_axes):
 
 def _as_float(value):
     """A number from 0 on, or text of one, as a float; None for anything else."""
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if 0 <= number < 1e12 else None
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value) if 0 <= float(value) < 1e12 and value is not True else None
 
 
 def _date(name, path):
     """When a run finished, by its name or else its file's age, as .json has it."""
-    parts, when = _NAME.fullmatch(name), None
-    if parts:
-        with suppress(ValueError):
-            when = datetime.strptime(parts["date"], "%Y_%m_%d_%H_%M_%S")
-    return (when or datetime.fromtimestamp(os.path.getmtime(path))).astimezone(timezone.utc).isoformat()
+    when = datetime.fromtimestamp(os.path.getmtime(path))
+    with suppress(ValueError, TypeError):
+        when = datetime.strptime(_NAME.fullmatch(name)["date"], "%Y_%m_%d_%H_%M_%S")
+    return when.astimezone(timezone.utc).isoformat()
 
 
 def _timestamp(text):
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def date(timestamp):

@@ -11,11 +11,11 @@ from itertools import combinations
 import numpy as np
 
 from metrics import NAMES
+from model.flags import SAME_SIZE
 from report.read import NO_MATTER, ORIGINAL, TEXT, THIS, plain
 
 # The paper's order: first what remembers nothing, then regularisation, then replay.
 ORDER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")
-SAME_SIZE = 0.02  # 51 memories for each of 100 tasks stand beside 5120
 FEWEST_SEEDS = 3
 LEVEL = 0.05
 UNKNOWN_DATA = "†"  # marks runs whose data are known by the file's name alone
@@ -95,16 +95,6 @@ class Comparison:
     @property
     def differs(self):
         return self.p_holm is not None and self.p_holm < LEVEL
-
-
-@dataclass(frozen=True)
-class Gap:
-    """An experiment that lacks seeds. what: how to recognise it; found and lacking: seeds."""
-
-    data: str
-    what: str
-    found: list
-    lacking: list
 
 
 def experiments(runs):
@@ -294,7 +284,7 @@ def holm(values):
 
 
 def missing(expected, found):
-    """[Gap]: experiments of the list `expected` without runs, and those with fewer seeds than others.
+    """[sentence] of each of the experiments `expected` without runs, and of those with fewer seeds than others.
 
     expected  dictionaries of flags; one matches an experiment that agrees in each of them, but for those on which no
               distribution depends
@@ -302,23 +292,21 @@ def missing(expected, found):
     An experiment lacks the seeds that any other of the same program has. Where no flags are known nothing is missed.
     """
     found = [it for it in found if it.settings is not None]
-    wanted = defaultdict(set)
-    for it in found:
-        wanted[it.runs[0].program] |= set(it.seeds)
     told = [{flag: plain(value) for flag, value in flags.items() if flag not in NO_MATTER} for flags in expected]
     usual = set.intersection(*(set(it.items()) for it in told)) if len(told) > 1 else set()
-    gaps = []
+    said, wanted = [], defaultdict(set)
     for flags, science in zip(expected, told, strict=True):
         if not any(_agrees(flags, science, it) for it in found):
             own = [f"{flag} {text}" for flag, text in science.items() if (flag, text) not in usual]
-            what = " ".join([flags.get("model", ""), *own])
-            gaps.append(Gap(short(flags.get("data_file", "")), what, [], sorted(set().union(*wanted.values()))))
+            said.append(f"{short(flags.get('data_file', ''))}: {' '.join([flags.get('model', ''), *own])} has no runs.")
+    for it in found:
+        wanted[it.runs[0].program] |= set(it.seeds)
     for it in found:
         lacking = sorted(wanted[it.runs[0].program] - set(it.seeds))
         if lacking:
             memory = f", {it.memory} memories" if it.memory else ""
-            gaps.append(Gap(it.data, it.kind + memory, it.seeds, lacking))
-    return gaps
+            said.append(f"{it.data}: {it.kind}{memory} has seeds {span(it.seeds)}, lacks {span(lacking)}.")
+    return said
 
 
 def _agrees(flags, science, it):
