@@ -2,8 +2,9 @@
 
 import importlib
 
+FORMAT = "mer-result/1"  # of the .json of a finished run
 _HOMES = {"experiment": "run.from_python", "load_results": "run.results"}
-__all__ = list(_HOMES)
+__all__ = [*_HOMES, "FORMAT"]
 
 
 def __getattr__(name):  # imported when asked for: who wants run.provenance alone need not wait for torch

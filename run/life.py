@@ -150,7 +150,8 @@ def make_experience(chosen, tasks, before=None, earlier=()):
     """
     seed_everything(chosen.seed)
     sizes = [len(task.train) for task in tasks.tasks]
-    stream = Stream(sizes, chosen.samples_per_task, chosen.n_epochs, chosen.batch_size, chosen.shuffle_tasks)
+    mixed = getattr(chosen.learner, "mixes_tasks", False)
+    stream = Stream(sizes, chosen.samples_per_task, chosen.n_epochs, chosen.batch_size, chosen.shuffle_tasks, mixed)
     data, first_task, n_outputs, slots = tasks, 0, tasks.n_outputs, stream.batch_size
     if before:
         data, first_task, n_outputs = before.with_classes_of(tasks), before.n_tasks, before.n_outputs

@@ -8,7 +8,7 @@ import numpy as np
 
 import metrics
 from errors import UserError
-from run import saving, settings
+from run import FORMAT, settings
 
 
 class Result:
@@ -29,8 +29,8 @@ class Result:
     """
 
     def __init__(self, about, path=None, learner=None):
-        if about["format"] != saving.FORMAT:
-            raise ValueError(f"its format is {about['format']!r:.40}, not {saving.FORMAT!r}")
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']!r:.40}, not {FORMAT!r}")
         self.about, self.path, self.learner = about, path, learner
         self.name, self.status, self.args = str(about["name"]), str(about["status"]), dict(about["args"])
         self.result_t, self.examples_seen = _whole(about["result_t"]), _whole(about["examples_seen"])

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 
 import model
+from disk.resources import n_usable_cores
 from errors import UserError
 from model import engine
 from model.flags import DATA, FREE, PAPER, PLACE, SHAPE, yes_no
@@ -350,11 +351,6 @@ def resolve(settings, data):
         # batch-1 steps of a small MLP only lose by a second PyTorch thread
         threads = 1 if chosen == "reference" and not data.image_shape else n_usable_cores()
     return settings.changed(engine=chosen, draws=draws, threads=threads), reason
-
-
-def n_usable_cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def learner_args(settings, data, **more):

@@ -58,7 +58,7 @@ class ProgressBar:
             accuracies = self.experience.latest()
             if accuracies:
                 first = self.experience.stream.order[0]
-                text = f"task {batch.t}: {accuracies[batch.t]:.3f}, first task: {accuracies[first]:.3f}"
+                text = f"task {batch.current}: {accuracies[batch.current]:.3f}, first task: {accuracies[first]:.3f}"
                 self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(len(batch.indices))
 
