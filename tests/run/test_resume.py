@@ -263,15 +263,6 @@ def test_a_signal_while_results_are_saved_loses_nothing(by, go, tmp_path, monkey
     undisturbed(go, place(tmp_path / "run"), words_of("online", NATIVE))
 
 
-def test_a_learner_without_a_state_says_that_there_is_nothing_to_go_on_from(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "Learner", type(None))  # none is ours
-    folder = place(tmp_path / "run")
-    with after(3, a_signal(signal.SIGTERM)):
-        found = go(folder, *words_of("online", NATIVE, "--checkpoint_every", 1))
-    assert found.code == 143 and found.err.endswith("\nstopped by SIGTERM\n")
-    assert not list(folder.glob("results/*"))
-
-
 # what is refused, and what may change
 
 

@@ -184,6 +184,19 @@ def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_
     assert (tmp_path / "sweep" / left.name).exists() and not private.exists()
 
 
+@pytest.mark.parametrize("fault", ["vanished", "full"])
+def test_a_run_is_what_it_is_whatever_becomes_of_its_log(fault, write, run_sweep, monkeypatch):
+    def tidy(log, tidy=work._tidy):
+        if fault == "vanished":
+            log.unlink()
+            tidy(log)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(work, "_tidy", tidy)
+    code, out, err = run_sweep("--commands", write("--model online"), 0)
+    assert code == 0 and "1 done, 0 skipped (finished before), 0 failed" in out, (out, err)
+
+
 # what a sweep says and refuses
 
 
