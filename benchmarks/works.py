@@ -225,6 +225,7 @@ def torch_gradients(tree, size, n, per_part=True):
 
     net, (x, y) = torch_net(tree), torch_examples(tree, n)
     parameters, parts = dict(net.named_parameters()), groups(n, size)
+    index = torch.tensor(parts)
 
     def loss(values, x, y):
         return torch.nn.functional.cross_entropy(functional_call(net, values, x), y)
@@ -234,7 +235,7 @@ def torch_gradients(tree, size, n, per_part=True):
             torch.autograd.grad(torch.nn.functional.cross_entropy(net(x[part]), y[part]), list(parameters.values()))
 
     def at_once():
-        vmap(grad(loss), (None, 0, 0))(parameters, x[parts], y[parts])
+        vmap(grad(loss), (None, 0, 0))(parameters, x[index], y[index])
 
     return lambda: seconds(one_by_one if per_part else at_once, len(parts) * size)
 
