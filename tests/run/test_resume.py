@@ -32,7 +32,7 @@ from runs import (  # noqa: F401
 import main
 import model
 from model.engine import native
-from run import checkpoints, provenance, saving
+from run import checkpoints, provenance, saving, settings
 
 ROOT = Path(main.__file__).parent
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
@@ -192,7 +192,7 @@ def test_how_many_checkpoints(every, wanted, go, tmp_path, monkeypatch):
 
 
 def test_default_is_a_minute():
-    assert main.settings.parse([]).checkpoint_every == (60, "seconds")
+    assert settings.parse([]).checkpoint_every == (60, "seconds")
 
 
 def test_time_adds_up(go, tmp_path):
