@@ -28,6 +28,7 @@ cdef extern from "_fixed_point.h" nogil:
 
 cdef enum:
     WORTH_PREPARING = 512       # images; it takes as long as the float kernel takes for a few dozen
+    WORTH_A_NORM = 20           # images for each unit: the norm of n x n weights costs as much as 3 n of them or more
 
 
 cdef class TestImages:
@@ -103,7 +104,7 @@ cdef class TestImages:
         return 0
 
     def correct(self, Weights net, int64_t t, pixel_map, const int64_t[::1] labels, Py_ssize_t start, Py_ssize_t stop,
-                bint fixed_point=True):
+                fixed_point=None):
         """How many of the images start..stop - 1 the net's largest output classifies right, as inputs of task t.
 
         pixel_map (D,) int32: input j is pixel pixel_map[j], or 0 where that is -1; None: the pixels are the inputs.
@@ -111,12 +112,13 @@ cdef class TestImages:
         sum_p image[p] (sum of rows[j] over the j with map[j] = p). Ties go to the first output; NaN is the largest, as
         in torch. Several threads may call this at once, on nets that nobody changes meanwhile.
 
-        Computed in fixed point where that is certain to give the same number as in float; fixed_point False: in float.
+        Computed in fixed point where that is certain to give the same number as in float, and pays (fixed_point None);
+        even if it doesn't pay (True); or in float (False).
         """
         return self.count(net, t, pixel_map, labels, start, stop, fixed_point)[0]
 
     def count(self, Weights net, int64_t t, pixel_map, const int64_t[::1] labels, Py_ssize_t start, Py_ssize_t stop,
-              bint fixed_point=True):
+              fixed_point=None):
         """(what `correct` returns, how many of the images the float kernel computed)."""
         if not 0 <= start <= stop <= self.n_images or labels.shape[0] != self.n_images:
             raise IndexError(f"images {start} to {stop} with {labels.shape[0]} labels, of {self.n_images}")
@@ -148,7 +150,9 @@ cdef class TestImages:
         cdef Memory numbers = Memory((stop - start) * sizeof(int32_t))
         cdef int32_t *left = <int32_t *> numbers.at
         cdef Py_ssize_t hits = -1, n_left = stop - start
-        if fixed_point and self.pairs.n_blocks and stop - start >= WORTH_PREPARING:
+        if fixed_point is None:
+            fixed_point = stop - start >= max(WORTH_PREPARING, WORTH_A_NORM * layout.most_singular_values())
+        if fixed_point and self.pairs.n_blocks:
             hits = self.hits_in_fixed_point(net, first, labels, start, stop, left, &n_left)
         if hits < 0:
             hits, n_left = 0, stop - start

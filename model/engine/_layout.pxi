@@ -56,6 +56,10 @@ cdef class Layout:
     cdef list shapes(self):
         return [(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)]
 
+    cdef Py_ssize_t most_singular_values(self):
+        """Those of the layer, except for the first, that has most of them."""
+        return max([0] + [min(n_in, n_out) for n_out, n_in in self.shapes()[self.n_heads:]])
+
     cdef int check_same(self, Layout other) except -1:
         """ValueError unless the other one is the same."""
         if other.n_heads != self.n_heads or other.shapes() != self.shapes():

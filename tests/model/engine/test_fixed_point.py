@@ -63,7 +63,7 @@ def check(kernels, net, images, pixel_map=None):
         ]
         answers = np.argmax(one_by_one, axis=1)
         assert (np.sum(one_by_one, axis=1) == 1).all()
-    found, left = compiled.count(net, 0, pixel_map, answers, 0, len(x))
+    found, left = compiled.count(net, 0, pixel_map, answers, 0, len(x), True)
     assert compiled.count(net, 0, pixel_map, answers, 0, len(x), False) == (len(x), len(x))
     assert found == len(x), f"{len(x) - found} of {len(x)} images were answered otherwise"
     return left
@@ -168,12 +168,29 @@ def test_images_that_cannot_are_left_to_the_float_kernel(kernels):
     assert check(kernels, mlp(kernels, random_net(rng, (8194, 3, 2))), wide) == N
 
 
+def test_where_fixed_point_pays(kernels):
+    """Many images for a net that is not too wide, as what is prepared serves all images of a task, or all tasks."""
+    rng = np.random.default_rng(9)
+    images, labels = strokes(rng, 2500, 60), np.zeros(2500, int)
+    compiled = kernels.TestImages(images)
+    for sizes, start, stop, pays in [
+        ((60, 100, 100, 5), 0, 2500, True),
+        ((60, 100, 100, 5), 0, 1000, False),
+        ((60, 130, 130, 5), 0, 2500, False),
+        ((60, 300, 5), 0, 600, True),
+        ((60, 300, 5), 0, 500, False),
+        ((60, 5), 0, 600, True),
+    ]:
+        left = compiled.count(mlp(kernels, random_net(rng, sizes)), 0, None, labels, start, stop)[1]
+        assert (left < stop - start) == (pays and FIXED_POINT)
+
+
 def test_parts_add_up(kernels):
     rng = np.random.default_rng(8)
     images, net = strokes(rng, 2000), mlp(kernels, random_net(rng, (100, 30, 5)))
     labels, compiled = rng.integers(5, size=2000), kernels.TestImages(images)
-    for start, stop in [(0, 600), (1, 600), (255, 1999), (256, 1024), (1300, 2000), (31, 1301)]:
-        whole = compiled.correct(net, 0, None, labels, start, stop)
+    for start, stop in [(0, 600), (1, 30), (5, 5), (255, 1999), (256, 1024), (1300, 2000), (31, 1301)]:
+        whole = compiled.correct(net, 0, None, labels, start, stop, True)
         assert whole == compiled.correct(net, 0, None, labels, start, stop, False)
 
 
@@ -230,6 +247,6 @@ def test_the_bound_holds(kernels, sizes):
             bound = 2**0.5 * in_fixed_point(images, layers)[1]
             s = in_fixed_point(images, layers)[0]
             leads = s[:, 1] - s[:, 0]
-            _, left = compiled.count(mlp(kernels, layers), 0, None, np.zeros(N, int), 0, N)
+            _, left = compiled.count(mlp(kernels, layers), 0, None, np.zeros(N, int), 0, N, True)
             rounding = 4 * U * np.abs(s).max() + 1e-12
             assert (leads <= bound - rounding).sum() <= left <= (leads <= 1.05 * bound + rounding).sum()
