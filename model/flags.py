@@ -21,6 +21,7 @@ DRAWS = ("uniform", "shuffle")  # random sources of the memories: model.memory
 
 SCIENCE = "science"  # a run's numbers depend on it
 SHAPE = "shape"  # so does the layout of the learner's state: a learner that goes on must have the same
+CHANCE = "chance"  # so do they on this, but not their distribution: runs of one experiment may differ in it
 DATA = "data"  # it says which tasks; the identity of the tasks stands for it
 FREE = "free"  # no number depends on it: it may differ between the parts of a run that was stopped
 PLACE = "place"  # nor on this, where a run's files and words go: a sweep decides it for its runs
@@ -32,7 +33,7 @@ class Flag:
 
     parse     turns the text into the value, or raises argparse.ArgumentTypeError with the rule
     default   the value where the flag is not given
-    role      what depends on it: SCIENCE, SHAPE, DATA, FREE or PLACE
+    role      what depends on it: SCIENCE, SHAPE, CHANCE, DATA, FREE or PLACE
     bare      the value of `--name` alone; None where it needs a VALUE
     """
 
@@ -116,3 +117,16 @@ PAPER = (
     *(N_HIDDENS, N_LAYERS, LR, FINETUNE, N_MEMORIES, MEMORY_STRENGTH, MEMORIES, REPLAY_BATCH_SIZE, GAMMA, BETA),
     *(BATCHES_PER_EXAMPLE, S),
 )
+FOR_A_PENALTY = ("ewc",)  # learners whose n_memories only estimate one: they never learn from them again
+
+
+def memory_size(model, flags, n_tasks):
+    """How many examples a learner keeps to learn from again: its reservoir, or the memories of all tasks together.
+
+    flags   {name: value} of those that the learner reads
+    None where it keeps none, so that there is no size to compare it by.
+    """
+    size = flags.get("memories")
+    if size is None and model not in FOR_A_PENALTY:
+        size = n_tasks * flags.get("n_memories", 0)
+    return size or None

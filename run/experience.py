@@ -47,9 +47,9 @@ class Experience:
         (GEM's protocol)
         """
         for batch in self.stream.minibatches(self.next_minibatch):
-            if batch.number % self.log_every == 0 or batch.t != self.current:
+            if batch.number % self.log_every == 0 or batch.current != self.current:
                 self.evaluate()
-                self.current = batch.t
+                self.current = batch.current
             train = self.tasks[batch.t].train
             x, y = train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
             self.learner.observe(x, self.first_task + batch.t, y)
@@ -129,7 +129,7 @@ class Experience:
         if not all(isinstance(n, int) and 0 <= n <= most for n, most in places):
             raise ValueError("it is outside of the stream")
         upcoming = next(self.stream.minibatches(next_minibatch), None)
-        ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.t] if upcoming else []))]
+        ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.current] if upcoming else []))]
         if seen != (upcoming.first if upcoming else self.stream.n_examples) or ranks != sorted(ranks):
             raise ValueError("it is at another place of the stream")
         width = len(self.evaluator.tasks)

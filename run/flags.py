@@ -2,7 +2,7 @@
 
 import argparse
 
-from model.flags import DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
+from model.flags import CHANCE, DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
 MOST_THREADS = 1024
@@ -47,8 +47,8 @@ GROUPS = {
         Flag("batch_size", integer(1), 1, "examples handed to the learner at once"),
     ),
     "run": (
-        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws"),
-        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches"),
+        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws", role=CHANCE),
+        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches", role=CHANCE),
         Flag("save_path", text, "results/", "folder of the results", role=PLACE),
         Flag(
             "checkpoint_every",
@@ -86,8 +86,8 @@ GROUPS = {
         ),
     ),
     "machine": (
-        Flag("cuda", yes_no, False, "run on the GPU", bare=True),
-        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES)),
+        Flag("cuda", yes_no, False, "run on the GPU", role=CHANCE, bare=True),
+        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES), CHANCE),
         Flag(
             "draws",
             text,
@@ -95,6 +95,7 @@ GROUPS = {
             "random source of the memories: uniform (our own generator) or shuffle (the original's stream, slower); "
             "auto: shuffle on the reference engine",
             (AUTO, *DRAWS),
+            CHANCE,
         ),
         Flag(
             "threads",

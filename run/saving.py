@@ -16,9 +16,8 @@ import metrics
 from disk.atomic import writing
 from errors import UserError
 from model.foreign import NoState
-from run import continuation, provenance
+from run import FORMAT, continuation, provenance
 
-FORMAT = "mer-result/1"
 ENDINGS = (continuation.ENDING, ".txt", ".pt", ".json")  # of a run's files, in the order in which they appear
 
 

@@ -38,7 +38,7 @@ class Command:
         """Raises UserError on words that main.py would refuse."""
         try:
             args = settings.parse(words)
-        except SystemExit as error:  # argparse has said why
+        except SystemExit as error:  # it asks for help
             raise UserError(f"main.py does not take {shlex.join(words)!r}; correct it") from error
         flags, words = {}, iter(words)
         for word in words:

@@ -13,6 +13,16 @@ cdef inline void backward(const bint update, float *rows, Py_ssize_t width, cons
         add_to_rows(rows, width, width, x.index + x.n - 1, x.value + x.n - 1, 1, delta)
 
 
+cdef enum:
+    OUT = -1000000000           # the output of a class that is out of the game
+
+
+cdef struct Goal:
+    const float *target         # the loss is the squared error to these outputs; NULL: it is the CE
+    const uint8_t *present      # of all outputs, those that compete; NULL: all
+    float *kept                 # where the outputs are written; NULL: nowhere
+
+
 cdef class Batch:
     """The examples at work. It reads weights w, and knows neither whose they are nor what becomes of the gradient.
 
@@ -20,6 +30,7 @@ cdef class Batch:
     to them, times its scale, replaces.
 
     loss   the sum of weight * loss over the examples differentiated since `load`
+    plain  whether every example's loss is the CE of all outputs; else its goal says what
     """
     cdef Layout layout
     cdef double loss
@@ -30,6 +41,8 @@ cdef class Batch:
     cdef float *scale               # what its gradients are multiplied by: -lr * weight, say
     cdef int64_t *y
     cdef int64_t *head
+    cdef bint plain
+    cdef Goal *goal
     cdef list memory
     # Of a group at work: the entries of its inputs by row (sort_by_row), and its gradients as lists
     cdef Entry *entry
@@ -74,10 +87,11 @@ cdef class Batch:
         cdef int32_t *index
         self.room = 0
         memory = [Memory(layout.n_levels * (sizeof(Sparse *) + sizeof(float *))),
-                  Memory(n * (2 * sizeof(int64_t) + 2 * sizeof(float)))]
+                  Memory(n * (2 * sizeof(int64_t) + 2 * sizeof(float) + sizeof(Goal)))]
         self.x = <Sparse **> (<Memory> memory[0]).at
         self.delta = <float **> (self.x + layout.n_levels)
-        self.y = <int64_t *> (<Memory> memory[1]).at
+        self.goal = <Goal *> (<Memory> memory[1]).at
+        self.y = <int64_t *> (self.goal + n)
         self.head = self.y + n
         self.weight = <float *> (self.head + n)
         self.scale = self.weight + n
@@ -121,7 +135,45 @@ cdef class Batch:
             self.head[b] = s.t if layout.n_heads > 1 else 0
             self.weight[b] = 1 if weights is None else weights[b]
             self.scale[b] = rate * self.weight[b]
-        self.loss = 0
+        self.loss, self.plain = 0, True
+        return n
+
+    cdef int load_terms(self, Examples examples, terms, float rate, list masks, list kept) except -1:
+        """load() the examples of a sum of terms (slots, weight, squared, classes, keeps_logits). (MLP.sgd_sum)
+
+        masks gets what must stay while they are at work, kept the (slots, outputs) that the forward pass will fill.
+        """
+        cdef Layout layout = self.layout
+        cdef Py_ssize_t b = 0, slot, n, most = layout.n_outputs
+        cdef Goal goal
+        cdef uint8_t[::1] mask
+        cdef float[:, ::1] rows
+        cdef Py_ssize_t i
+        n = self.load(examples, [slot for slots, *_ in terms for slot in slots],
+                      [<double> weight / len(slots) for slots, weight, *_ in terms for _ in slots], rate)
+        for slots, _, squared, classes, keeps_logits in terms:
+            if (squared or keeps_logits) and examples.n_logits != most:
+                raise ValueError(f"examples of {examples.n_logits} logits for a net of {most} outputs")
+            goal.present = goal.target = goal.kept = NULL
+            if keeps_logits:
+                kept.append((slots, np.empty((len(slots), most), np.float32)))
+                rows = kept[-1][1]
+            if classes is not None:
+                present = np.zeros(most, np.uint8)
+                present[np.asarray(classes, int)] = 1
+                masks.append(present)
+                mask = present
+                goal.present = &mask[0]
+            for i, slot in enumerate(slots):
+                if goal.present != NULL and not goal.present[self.y[b]]:
+                    raise ValueError(f"label {self.y[b]} is none of the classes {list(classes)}")
+                if squared:
+                    goal.target = examples.logits + slot * most
+                if keeps_logits:
+                    goal.kept = &rows[i, 0]
+                self.goal[b] = goal
+                b += 1
+        self.plain = False
         return n
 
     cdef inline float *outputs_at(self, Py_ssize_t l, Py_ssize_t b) noexcept nogil:
@@ -202,8 +254,23 @@ cdef class Batch:
         """The loss of example b, and its gradient in the place of the net's outputs."""
         cdef Py_ssize_t last = self.layout.n_levels - 1
         cdef Layer *layer = self.layout.level(last, self.head[b])
-        self.loss += self.weight[b] * cross_entropy(self.delta[last] + b * layer.width, layer.n_out, layer.width,
-                                                    self.y[b], self.scale[b])
+        cdef float *z = self.delta[last] + b * layer.width
+        if not self.plain and self.prepare(b, z, layer.n_out):
+            self.loss += self.weight[b] * squared_error(z, layer.n_out, layer.width, self.goal[b].target, self.scale[b])
+        else:
+            self.loss += self.weight[b] * cross_entropy(z, layer.n_out, layer.width, self.y[b], self.scale[b])
+
+    cdef bint prepare(self, Py_ssize_t b, float *z, Py_ssize_t n_out) noexcept nogil:
+        """Keep example b's outputs z, and take those that don't compete out; whether its loss is a squared error."""
+        cdef Goal *goal = &self.goal[b]
+        cdef Py_ssize_t j
+        if goal.kept != NULL:
+            memcpy(goal.kept, z, n_out * sizeof(float))
+        if goal.present != NULL:
+            for j in range(n_out):
+                if not goal.present[j]:
+                    z[j] = OUT
+        return goal.target != NULL
 
     cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, bint fresh,
                          float *target, Frames frames) noexcept nogil:

@@ -136,6 +136,7 @@ cdef class Weights:
     cdef Layout layout
     cdef Memory memory
     cdef float *w                   # (layout.n_weights,)
+    cdef object norms               # of a snapshot, once they were asked for
 
     cdef int lay_out(self, Layout layout) except -1:
         """Make room for them; they are 0."""
@@ -157,3 +158,23 @@ cdef class Weights:
         copy.lay_out(self.layout)
         memcpy(copy.w, self.w, self.layout.n_weights * sizeof(float))
         return copy
+
+    cdef largest_singular_values(self):
+        """Upper bounds (n_levels - 1,) of the largest singular value of each layer but the first; found once a snapshot."""
+        cdef Py_ssize_t l, n
+        cdef Layer *layer
+        cdef Memory room
+        cdef double[::1] norms
+        if self.norms is None:
+            norms = np.zeros(self.layout.n_levels - 1)
+            for l in range(self.layout.n_levels - 1):
+                layer = self.layout.level(l + 1, 0)
+                n = min(layer.n_in, layer.n_out)
+                room = Memory(2 * n * n * sizeof(double))
+                with nogil:
+                    norms[l] = largest_singular(self.w + layer.start, layer.n_in, layer.n_out, layer.width,
+                                                <double *> room.at)
+            if type(self) is not Weights:           # an MLP, which learns on
+                return norms
+            self.norms = norms
+        return self.norms

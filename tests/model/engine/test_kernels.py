@@ -156,9 +156,11 @@ class Setting:
         self.t = rng.integers(self.n_heads, size=n_examples) if self.n_heads > 1 else np.full(n_examples, 9)
         self.y = rng.integers(self.C, size=n_examples)
         self.lr, self.kernels = lr, kernels
-        self.examples = kernels.Examples(n_examples, self.D)
+        self.examples = kernels.Examples(n_examples, self.D, self.C)
+        self.logits = rng.normal(0, 2, (n_examples, self.C)).astype(np.float32)
         for slot in range(n_examples):
             self.examples.put(slot, self.x[slot], self.t[slot], self.y[slot])
+        self.examples.store_logits(range(n_examples), self.logits)
         self.net, self.twin = kernels.MLP(*self.weights, lr), Twin(self.weights, lr)
 
     def batch(self, n):
@@ -312,6 +314,115 @@ def test_vectors(kernels):
         start = s.flat()
         s.net.descend(vector)
         assert np.array_equal(s.flat(), start - np.float32(s.lr) * values)
+
+
+# sums of terms
+
+
+def terms_of(s, n):
+    """Terms (slots, weight, squared, classes, keeps_logits) of all kinds, about n examples each."""
+    kept = s.batch(n)
+    several = s.batch(max(1, n // 2))
+    present = np.unique([*s.y[several], *s.rng.integers(s.C, size=2)]).tolist()
+    return [
+        (kept, 0.7, False, None, True),
+        (several, 1.3, False, present, False),
+        (s.batch(n), 0.4, True, None, False),
+        (s.batch(1), 0.0, True, None, False),
+        (s.batch(2), 2.0, False, None, False),
+    ]
+
+
+def literal_term(s, slots, weight, squared, classes, keeps_logits):
+    x, t, y, _ = s.of(slots)
+    z = s.twin.outputs(x, t)
+    if squared:
+        return weight * ((z - torch.as_tensor(s.logits[slots].astype(np.float64))) ** 2).mean()
+    columns = list(range(s.C)) if classes is None else classes
+    return weight * F.cross_entropy(z[:, columns], torch.tensor([columns.index(label) for label in y]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sgd_sum_is_one_step_on_the_sum_of_the_terms(kernels, case):
+    for part in (slice(None), slice(0, 1), slice(1, 2), slice(2, 3), slice(2, 4), slice(3, None)):
+        s = Setting(kernels, case, lr=STEEP)
+        terms = terms_of(s, BATCHES[case])[part]
+        before = s.flat().astype(np.float64)
+        loss = sum(literal_term(s, *term) for term in terms)
+        wanted, kept = s.twin.gradient(loss), terms[0][0] if terms[0][4] else []
+        outputs = s.net.outputs(s.examples, kept)
+        s.net.sgd_sum(s.examples, terms)
+        assert distance((before - s.flat()) / STEEP, wanted) <= TOLERANCE
+        assert s.net.loss == pytest.approx(loss.item(), rel=TOLERANCE, abs=1e-9)
+        s.logits[kept] = outputs
+        assert np.array_equal(s.examples.get_logits(range(len(s.y))), s.logits)  # and no other is changed
+
+
+def test_sgd_sum_of_one_plain_term_is_sgd_batch(kernels):
+    for case in CASES:
+        s, other = Setting(kernels, case), Setting(kernels, case)
+        slots = s.batch(BATCHES[case])
+        s.net.sgd_sum(s.examples, [(slots, 1.0, False, None, False)])
+        other.net.sgd_batch(other.examples, slots, [1 / len(slots)] * len(slots))
+        assert same(s.net.weights(), other.net.weights()) and s.net.loss == other.net.loss
+        s.net.sgd_sum(s.examples, terms_of(s, 5))  # leaves nothing behind
+        s.net.set_weights(*other.net.weights())
+        s.net.sgd_each(s.examples, slots)
+        other.net.sgd_each(other.examples, slots)
+        assert same(s.net.weights(), other.net.weights())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_outputs_of_a_batch(kernels, case):
+    s = Setting(kernels, case)
+    for n in (BATCHES[case], 1):
+        slots = s.batch(n)
+        x, t, y, _ = s.of(slots)
+        wanted = s.twin.outputs(x, t)
+        outputs, losses = s.net.outputs(s.examples, slots), s.net.losses(s.examples, slots)
+        assert outputs.dtype == losses.dtype == np.float32
+        assert distance(outputs, wanted.detach()) <= TOLERANCE
+        assert distance(losses, F.cross_entropy(wanted, torch.as_tensor(y), reduction="none").detach()) <= TOLERANCE
+    assert same(s.net.weights(), s.weights)
+    assert s.net.losses(s.examples, []).shape == (0,) and s.net.outputs(s.examples, []).shape == (0, s.C)
+
+
+def test_terms_that_make_no_sense_are_refused_and_change_nothing(kernels):
+    s = Setting(kernels, 1)
+    wrong = 1 - s.y[0] if s.y[0] < 2 else 0
+    bare = kernels.Examples(2, s.D)
+    bare.put(0, s.x[0], s.t[0], s.y[0])
+    for examples, term in [
+        (s.examples, ([0], 1.0, False, [int(wrong)], False)),
+        (s.examples, ([0], 1.0, False, [], False)),
+        (s.examples, ([400], 1.0, True, None, False)),
+        (bare, ([0], 1.0, True, None, False)),
+        (bare, ([0], 1.0, False, None, True)),
+    ]:
+        with pytest.raises((ValueError, IndexError)):
+            s.net.sgd_sum(examples, [([0], 1.0, False, None, False), term])
+    for classes in ([s.C], [-1 - s.C]):
+        with pytest.raises(IndexError):
+            s.net.sgd_sum(s.examples, [([0], 1.0, False, classes, False)])
+    for logits in (np.zeros((2, s.C), np.float32), np.zeros((1, s.C + 1), np.float32)):
+        with pytest.raises(ValueError):
+            s.examples.store_logits([0], logits)
+    with pytest.raises(IndexError):
+        bare.get_logits([1])
+    assert same(s.net.weights(), s.weights)
+    assert np.array_equal(s.examples.get_logits(range(len(s.y))), s.logits)
+
+
+def test_logits_belong_to_their_example(kernels):
+    examples, logits = kernels.Examples(2, 4, 3), np.arange(6, dtype=np.float32).reshape(2, 3)
+    examples.put_many(0, np.ones((2, 4), np.float32), 0, [0, 1])
+    assert not examples.get_logits([0, 1]).any()
+    examples.store_logits([1, 0], logits)
+    examples.grow(500)
+    assert np.array_equal(examples.get_logits([1, 0, 1]), logits[[0, 1, 0]])
+    examples.copy(1, 400)
+    examples.put(1, np.ones(4, np.float32), 0, 0)  # another example, of which nothing is known
+    assert np.array_equal(examples.get_logits([400, 1]), [logits[0], [0, 0, 0]])
 
 
 # Reptile
