@@ -1,8 +1,9 @@
-"""Fetches task files, or writes generated ones.
+"""Fetches task files, or writes generated ones, or makes one of your arrays.
 
 python get_data.py rotations               the authors' MNIST Rotations: fetched, verified, unpacked into data/ (4.4 GB)
 python get_data.py rotations --generate    the like from the shipped MNIST (30 kB), with options
 python get_data.py cifar100                CIFAR-100 as 20 tasks of 5 classes (160 MB)
+python get_data.py pack OUT.npz --train a.npz b.npz --test c.npz d.npz     your own, one pair of arrays (x, y) a task
 
 main.py needs none of it for MNIST: where there is no file, it builds the tasks in memory.
 """
@@ -10,6 +11,7 @@ main.py needs none of it for MNIST: where there is no file, it builds the tasks 
 import argparse
 import os
 import pickle
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+import tasks
 from disk.atomic import writing
 from disk.resources import check_room
 from errors import UserError
-from tasks import files
+from tasks import files, pack, sources
 from tasks.archives import Failed, download, extract, verify_md5
 from tasks.files import load_tasks
 from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
@@ -207,23 +210,82 @@ def run(args, name):
     return 0
 
 
+def parse_pack(words):
+    parser = argparse.ArgumentParser(
+        prog="get_data.py pack",
+        description="Makes a task file of arrays that NumPy or PyTorch saved. " + sources.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, help="the task file, OUT.npz")
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="files of the tasks, in their order")
+    parser.add_argument("--test", type=Path, nargs="+", help="the same to test on; not for files that hold both")
+    parser.add_argument("--image_shape", type=int, nargs=3, metavar=("C", "H", "W"), help="for networks on images")
+    parser.add_argument(
+        "--class_ranges",
+        type=_class_range,
+        nargs="+",
+        metavar="START:STOP",
+        help="labels START to STOP - 1 of each task; or none: all classes belong to all tasks; "
+        "otherwise found where no label is in two tasks",
+    )
+    args = parser.parse_args(words)
+    if args.class_ranges and None in args.class_ranges:
+        if len(args.class_ranges) > 1:
+            parser.error("--class_ranges is either none, or START:STOP for each task")
+        args.class_ranges = ()
+    return args
+
+
+def _class_range(word):
+    try:
+        start, stop = (int(number) for number in word.split(":"))
+    except ValueError:
+        if word == "none":
+            return None
+        raise argparse.ArgumentTypeError(f"{word!r} is not START:STOP, two whole numbers") from None
+    return start, stop
+
+
+def run_pack(args):
+    """Packs; returns 0."""
+    train, test = sources.gather(args.train, args.test)
+    packed = tasks.save(args.out, train, test, args.image_shape, args.class_ranges)
+    for line in pack.describe(packed):
+        print(line)
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
+    print(f"learn it: python main.py --data_path {shlex.quote(str(args.out.parent))} --data_file {args.out.name}")
+    return 0
+
+
 def main(arguments=None):
     """Runs the command line; returns the exit code: 0, 1 (a fetch failed), 2 (bad input, no room), 130 (Ctrl-C)."""
-    args = parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["pack"]:
+        return reporting(lambda: run_pack(parse_pack(words[1:])))
+    args = parse(words)
     names = (args.name,)
     if args.name == "all":
         names = GENERATED if args.generate else tuple(ARCHIVES)
-    try:
+
+    def make_all():
         os.makedirs(args.data_path, exist_ok=True)
         return max([run(args, name) for name in names])
+
+    return reporting(make_all, "what has been fetched is kept, and the same command goes on from there")
+
+
+def reporting(work, kept="nothing is written"):
+    """The exit code of some work; says what ended it, and what is kept."""
+    try:
+        return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; what has been fetched is kept: the same command goes on from there", file=sys.stderr)
+        print(f"error: {error}; {kept}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what has been fetched is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"stopped; {kept}", file=sys.stderr)
         return 130
 
 

@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from disk.safe import DAMAGED, OtherProtocol
@@ -23,6 +24,7 @@ DEFAULT_FOLDER = "data/"
 ROTATIONS = "mnist_rotations"
 N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100}  # can be built; the paper's sizes
 MOST_DEGREES = 3600
+ZIP = b"PK\x03\x04"
 
 
 def load_tasks(data_path, data_file, data_seed=0):
@@ -96,19 +98,26 @@ def build(kind, n_tasks=None, min_angle=0.0, max_angle=180.0, seed=0, name=None)
 def read(path, name=None, remark=""):
     """The TaskSet in a file of either format, called `name`. Executes nothing that it may carry. Raises UserError."""
     path, name = Path(path), name or Path(path).name
+    origin = f"read from {path}{remark}"
+    with reading(path, _remedy(path)) as file:
+        if file.read(4) != ZIP:
+            return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
+        with zipfile.ZipFile(file) as archive:
+            if "about.npy" in archive.namelist():
+                return read_compact(path, archive, name, origin)
+            refuse_odd_zip(path, archive)
+        return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
+
+
+@contextmanager
+def reading(path, remedy):
+    """The file, open. What goes wrong with it in the block is a UserError, with the remedy."""
     if not path.is_file():
         raise UserError(f"{path} is no file; a data file in .pt or .npz format is needed")
-    origin = f"read from {path}{remark}"
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", UserWarning)  # of torch and numpy, on odd files: those are refused, or fine
-            if file.read(4) != b"PK\x03\x04":
-                return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
-            with zipfile.ZipFile(file) as archive:
-                if "about.npy" in archive.namelist():
-                    return read_compact(path, archive, name, origin)
-                refuse_odd_zip(path, archive)
-            return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
+            yield file
     except UserError:
         raise
     except PermissionError as error:
@@ -122,7 +131,7 @@ def read(path, name=None, remark=""):
         else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             what = f"is damaged, or no data file ({reason})"
-        raise UserError(f"{path} {what}; {_remedy(path)}") from error
+        raise UserError(f"{path} {what}; {remedy}") from error
 
 
 def _remedy(path):

@@ -90,15 +90,18 @@ class TaskSet:
     image_shape    None for plain vectors, or (3, 32, 32): channels, height, width
     class_ranges   None, or the (start, stop) of each task's classes
     source         "mnist" where the images are all of the shipped MNIST, in order; else None
+    labels         None, or for each class the label that it had in the data, where they have been numbered anew
 
     Raises UserError on no tasks, empty ones, tasks of different widths, labels or pixels out of range. Images of a
     memory-mapped file (`mapped`) are searched for NaN in full only up to 10,000 rows a split, and else in 128 of them:
     reading gigabytes takes longer than most runs, and a run that meets a NaN says so.
     """
 
-    def __init__(self, tasks, name, origin, image_shape=None, class_ranges=None, source=None, mapped=False):
+    def __init__(
+        self, tasks, name, origin, image_shape=None, class_ranges=None, source=None, mapped=False, labels=None
+    ):
         self.tasks, self.name, self.origin = tasks, name, origin
-        self.image_shape, self.class_ranges, self.source = image_shape, class_ranges, source
+        self.image_shape, self.class_ranges, self.source, self.labels = image_shape, class_ranges, source, labels
         self._check(mapped)
         largest = max(int(split.labels.max()) for split in self._splits())
         self.n_inputs = tasks[0].train.n_inputs
@@ -198,6 +201,17 @@ def _sample(n):
 
 def _listed(numbers):
     return ", ".join(map(str, sorted(numbers)[:5]))
+
+
+def some(values):
+    """All of a few values, or the first and the last of many, for the user."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:4], "…", shown[-1]])
+
+
+def numbered(labels):
+    """What a TaskSet's `labels` say, for the user."""
+    return f"the labels {some(labels)} are the classes {some(range(len(labels)))}"
 
 
 def plain_descriptor(descriptor):
