@@ -33,6 +33,7 @@ __all__ = ["load_tasks", "fetch", "generate", "main"]
 BYTES_PER_TASK = 70_000 * (784 * 4 + 8)  # of MNIST in the original's format
 CIFAR_TASKS, CIFAR_CLASSES = 20, 100
 GENERATED = tuple(kind.removeprefix("mnist_") for kind in files.N_TASKS)
+FETCHED = tuple(name for name in GENERATED if files.N_TASKS[f"mnist_{name}"])
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ ARCHIVES = {
         members=(f"mnist_{name}.pt",),
         unpacked=files.N_TASKS[f"mnist_{name}"] * BYTES_PER_TASK,
     )
-    for name in GENERATED
+    for name in FETCHED
 } | {
     "cifar100": Archive(
         base="https://www.cs.toronto.edu/~kriz/",
@@ -69,10 +70,11 @@ ARCHIVES = {
 }
 WRITERS = {"compact": (".npz", files.write_compact), "original": (".pt", files.write_original)}
 OPTIONS = {  # of files.build
-    "n_tasks": (int, "number of tasks (20; manypermutations: 100)"),
+    "n_tasks": (int, "number of tasks (20; manypermutations: 100; split: of two classes each)"),
     "min_angle": (float, "degrees, of rotations (0)"),
     "max_angle": (float, "degrees, of rotations (180)"),
     "seed": (int, "of angles and permutations (0)"),
+    "mnist": (Path, "folder of four IDX files to generate them from, instead of the shipped MNIST"),
 }
 
 
@@ -167,6 +169,8 @@ def generate(name, folder, form, **options):
     if name not in GENERATED:
         raise UserError("cifar100 cannot be generated; fetch it: python get_data.py cifar100")
     ending, write = WRITERS[form]
+    if "mnist" in options:
+        options["mnist_path"] = options.pop("mnist")
     path = folder / f"mnist_{name}{ending}"
     write(files.build(f"mnist_{name}", **options), path)
     other = path.with_suffix(".pt")
@@ -177,7 +181,7 @@ def generate(name, folder, form, **options):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=(*ARCHIVES, "all"))
+    parser.add_argument("name", choices=(*dict.fromkeys((*ARCHIVES, *GENERATED)), "all"))
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="folder to write to (data/)")
     parser.add_argument("--url", help="address of a folder that has the archive, instead of its home")
     parser.add_argument("--generate", action="store_true", help="write the tasks from the shipped MNIST, fetch nothing")
@@ -187,6 +191,7 @@ def parse(arguments):
         group.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args(arguments)
     args.options = {flag: value for flag, value in vars(args).items() if flag in OPTIONS}
+    args.generate |= args.name in GENERATED and args.name not in ARCHIVES  # nobody has it to fetch
     if args.options and not args.generate:
         parser.error(f"--{min(args.options)} goes with --generate: what is fetched is as it is")
     return args

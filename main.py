@@ -58,6 +58,9 @@ def announce(this):
         f"{stream.n_evaluations(chosen.log_every):,} evaluations on {n_test:,} test examples"
     )
     say(f"engine: {chosen.engine} (draws: {chosen.draws}; threads: {chosen.threads}); seed: {chosen.seed}")
+    if tasks.class_ranges:
+        which = "each task's classes compete alone" if chosen.scenario == "task" else "all classes compete"
+        say(f"scenario: {chosen.scenario}; {which}")
     for remark in this.remarks:
         say(remark)
 

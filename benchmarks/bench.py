@@ -47,6 +47,7 @@ ENGINES = ("native", "reference")
 ROTATIONS = "mnist_rotations.pt"
 MANY = "mnist_manypermutations.pt"
 BEFORE = "2bfddd2"  # the last commit before the kernels were written anew for the same bits on every machine
+SPLIT = "mnist_split.pt"
 
 
 def make_experience(tasks, flags, engine, threads=1):
@@ -405,9 +406,36 @@ def retained(found):
     return ", ".join(f"RA {engine} {one[0]['stats']['RA']:.3f}" for engine, one in found.items())
 
 
+def bench_split(table):
+    """Split MNIST, task- and class-incremental: an example of online SGD and of replay, and a test image."""
+    tasks = load_tasks(str(ROOT / "data"), SPLIT)
+    n_images = sum(n_scored(len(task.test)) for task in tasks.tasks)
+    for scenario in ("task", "class"):
+        for name, own in (("online", ""), ("eralg4", "--memories 500 --replay_batch_size 25")):
+            flags = f"--model {name} --lr 0.03 --samples_per_task 1000 --scenario {scenario} {own}"
+
+            def make(engine, flags=flags):
+                experience = make_experience(tasks, flags, engine)
+                fill(experience)
+                return experience
+
+            def learn(experience):
+                return seconds_per_example(experience, len(tasks.tasks) - 1)
+
+            def evaluate(experience):
+                begin = time.perf_counter()
+                experience.evaluator.evaluate(experience.learner).accuracies()
+                return (time.perf_counter() - begin) / n_images
+
+            times = paired(make, learn)
+            table.add(f"split, {scenario}: {name}: example", "us", *(1e6 * times[engine] for engine in ENGINES))
+        times = paired(make, evaluate)
+        table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] for engine in ENGINES))
+
+
 PARTS = {"kernels": bench_kernels, "suite": bench_suite, "peers": bench_peers, "hits": bench_hits}
 PARTS |= {"steps": bench_steps, "successors": bench_successors, "evaluation": bench_evaluation, "tasks": bench_tasks}
-PARTS["runs"] = bench_runs
+PARTS |= {"split": bench_split, "runs": bench_runs}
 
 
 def main():

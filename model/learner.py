@@ -22,6 +22,7 @@ class Learner(ABC):
     """
 
     flags = (LR, N_HIDDENS, N_LAYERS)
+    needs_task = False  # whether an answer depends on the task of the example
     mixes_tasks = False  # whether its stream is one of all tasks at once, not of one task after another
     keeps_logits = False  # whether examples have `logits`, what the network once gave out for them
 

@@ -7,6 +7,7 @@ from model.flags import CHANCE, DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
 MOST_THREADS = 1024
 AUTO = "auto"
+SCENARIOS = "task", "class"
 
 
 def text(word):
@@ -37,8 +38,24 @@ GROUPS = {
             "data_file",
             text,
             "mnist_permutations.pt",
-            "the tasks; the three MNIST variants are built in memory where they are no file",
+            "the tasks; the MNIST variants are built in memory where they are no file",
             role=DATA,
+        ),
+        Flag(
+            "mnist",
+            text,
+            None,
+            "folder of four IDX files (Fashion-MNIST, KMNIST, EMNIST, …) to build the MNIST variants from",
+            role=DATA,
+        ),
+        Flag(
+            "scenario",
+            text,
+            SCENARIOS[0],
+            "where classes belong to tasks: task: a task's own compete alone; class: all compete, and the task of a "
+            "test example is not told",
+            SCENARIOS,
+            role=SHAPE,
         ),
         Flag("data_seed", integer(0), 0, "seed of tasks that are built in memory", role=DATA),
         Flag("samples_per_task", integer(), -1, "training examples per task, all if <= 0"),

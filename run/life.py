@@ -98,7 +98,7 @@ def lived(given, checkpoint=None, announce=lambda life: None, warn=print, stoppa
     Raises UserError, and checkpoints.Stopped after a signal.
     """
     begin = time.perf_counter()
-    tasks = load_tasks(given.data_path, given.data_file, given.data_seed)
+    tasks = load_tasks(given.data_path, given.data_file, given.data_seed, given.mnist)
     this = prepare(given, tasks, time.perf_counter() - begin, checkpoint)
     announce(this)
     watchers = [ProgressBar(this.settings.progress, this.experience)]
@@ -161,5 +161,5 @@ def make_experience(chosen, tasks, before=None, earlier=()):
     if before:
         before.hand_over(learner)
     own = {first_task + t: task for t, task in enumerate(tasks.tasks)}
-    evaluator = Evaluator(dict(earlier) | own, chosen.threads)
+    evaluator = Evaluator(dict(earlier) | own, chosen.threads, tells_task=chosen.scenario == "task")
     return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task)

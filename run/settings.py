@@ -337,6 +337,11 @@ def resolve(settings, data):
 
     Raises UserError where the engine asked for cannot run the learner.
     """
+    if settings.scenario == "class" and getattr(settings.learner, "needs_task", False):
+        raise UserError(
+            f"--scenario class tells no task at test, and {settings.model} has weights of its own for each task; "
+            "choose another --model, or --scenario task"
+        )
     chosen, draws, threads = settings.engine, settings.draws, settings.threads
     why_not = engine.why_not_native(learner_args(settings, data), settings.learner)
     reason = None
@@ -355,4 +360,9 @@ def resolve(settings, data):
 
 def learner_args(settings, data, **more):
     """What a learner's constructor gets: the flags, what the data say of themselves, and more."""
-    return settings.as_namespace(image_shape=data.image_shape, class_ranges=data.class_ranges, **more)
+    return settings.as_namespace(image_shape=data.image_shape, class_ranges=class_ranges(settings, data), **more)
+
+
+def class_ranges(settings, data):
+    """(start, stop) of the classes that compete in each task; None: all do, in every task."""
+    return data.class_ranges if settings.scenario == "task" else None

@@ -155,7 +155,7 @@ def grid_points(texts):
 
 def facts(args):
     """What a run's data are: identity, n_tasks, image_shape, class_ranges. Raises UserError where there are none."""
-    return _facts(args.data_path, args.data_file, args.data_seed)
+    return _facts(args.data_path, args.data_file, args.data_seed, args.mnist)
 
 
 @cache

@@ -255,6 +255,29 @@ def permutations(mnist, n_tasks=20, seed=0):
     return [_mapped(mnist, "random permutation", pixel_map) for pixel_map in maps]
 
 
+def split(mnist, n_tasks=None):
+    """(tasks, class ranges) of Split MNIST: each task has the images of some digits, in order, as equally as can be.
+
+    n_tasks   None: tasks of two digits
+    (Zenke et al. 2017; van de Ven & Tolias 2019 on its scenarios.) A task's images are in MNIST's order.
+    """
+    n_classes = 1 + int(max(mnist.train_labels.max(), mnist.test_labels.max()))
+    n_tasks = (n_classes + 1) // 2 if n_tasks is None else n_tasks
+    if n_tasks > n_classes:
+        raise UserError(f"{n_classes} classes cannot be split into {n_tasks} tasks; {n_classes} can")
+    parts = np.array_split(np.arange(n_classes), n_tasks)
+    ranges = [(int(part[0]), int(part[-1]) + 1) for part in parts]
+    tasks = []
+    for start, stop in ranges:
+        halves = []
+        for half in HALVES:
+            images, labels = getattr(mnist, f"{half}_images"), getattr(mnist, f"{half}_labels")
+            rows = np.flatnonzero((start <= labels) & (labels < stop))
+            halves.append(Split(images[rows], labels[rows]))
+        tasks.append(Task(f"classes {start} to {stop - 1}", *halves))
+    return tasks, ranges
+
+
 def _mapped(mnist, descriptor, pixel_map):
     train = Split(mnist.train_images, mnist.train_labels, pixel_map)
     return Task(descriptor, train, Split(mnist.test_images, mnist.test_labels, pixel_map))

@@ -40,8 +40,8 @@ def why_not_native(args, learner_class):
     """None where the native engine can run the learner on this data, else the reason, a phrase."""
     if args.cuda:
         return "it computes on the CPU, and --cuda yes was given"
-    if args.image_shape or args.class_ranges:
-        return "it runs MLPs on plain vectors, and the data are images or have classes per task"
+    if args.image_shape:
+        return "it runs MLPs on plain vectors, and the data are images"
     if issubclass(learner_class, torch.nn.Module):
         return f"{learner_class.__module__} is a torch module of its own"
     try:

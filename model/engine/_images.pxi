@@ -109,8 +109,9 @@ cdef class TestImages:
 
         pixel_map (D,) int32: input j is pixel pixel_map[j], or 0 where that is -1; None: the pixels are the inputs.
         Instead of the images, the first layer's weights are mapped: an image has sum_j rows[j] image[map[j]] =
-        sum_p image[p] (sum of rows[j] over the j with map[j] = p). Ties go to the first output; NaN is the largest, as
-        in torch. Several threads may call this at once, on nets that nobody changes meanwhile.
+        sum_p image[p] (sum of rows[j] over the j with map[j] = p). Where tasks have outputs of their own, those of t
+        compete alone. Ties go to the first output; NaN is the largest, as in torch. Several threads may call this at
+        once, on nets that nobody changes meanwhile.
 
         Computed in fixed point where that is certain to give the same number as in float, and pays (fixed_point None);
         even if it doesn't pay (True); or in float (False).
@@ -147,9 +148,13 @@ cdef class TestImages:
                         add_row(first + map[j] * layer.width, 1, net.w + layer.start + j * layer.width, layer.width)
                 add_row(first + self.n_pixels * layer.width, 1, net.w + layer.start + layer.n_in * layer.width,
                         layer.width)
+        cdef Py_ssize_t first_output, end_output
+        layout.outputs_of(t, &first_output, &end_output)
         cdef Memory numbers = Memory((stop - start) * sizeof(int32_t))
         cdef int32_t *left = <int32_t *> numbers.at
         cdef Py_ssize_t hits = -1, n_left = stop - start
+        if layout.n_ranges or layout.first_class:       # fixed point knows nothing of them
+            fixed_point = False
         if fixed_point is None:
             fixed_point = stop - start >= max(WORTH_PREPARING, WORTH_A_NORM * layout.most_singular_values())
         if fixed_point and self.pairs.n_blocks:
@@ -158,7 +163,7 @@ cdef class TestImages:
             hits, n_left = 0, stop - start
             for j in range(n_left):
                 left[j] = <int32_t> (start + j)
-        return hits + self.hits_in_float(net, first, labels, left, n_left), n_left
+        return hits + self.hits_in_float(net, first, labels, left, n_left, first_output, end_output), n_left
 
     cdef Py_ssize_t hits_in_fixed_point(self, Weights net, const float *first, const int64_t[::1] labels, Py_ssize_t start,
                                         Py_ssize_t stop, int32_t *left, Py_ssize_t *n_left) except? -2:
@@ -204,12 +209,12 @@ cdef class TestImages:
         return hits
 
     cdef Py_ssize_t hits_in_float(self, Weights net, const float *first, const int64_t[::1] labels, const int32_t *numbers,
-                                  Py_ssize_t n_numbers) except? -2:
-        """Hits among the images of these numbers: this kernel defines them."""
+                                  Py_ssize_t n_numbers, Py_ssize_t start, Py_ssize_t end) except? -2:
+        """Hits among the images of these numbers, the outputs from start to end competing: this kernel defines them."""
         cdef Layout layout = net.layout
         cdef Layer *layer
         cdef Py_ssize_t width = max([layout.layer[l].width for l in range(layout.n_layers)])
-        cdef Py_ssize_t l, b = 0, e, n, hits = 0
+        cdef Py_ssize_t l, b = 0, e, n, best, hits = 0
         cdef Memory out_memory = Memory(GROUP * width * sizeof(float))
         cdef float *h = <float *> out_memory.at
         cdef Memory list_memory = Memory(GROUP * (width + 1) * (sizeof(int32_t) + sizeof(float)))
@@ -234,7 +239,8 @@ cdef class TestImages:
                     layer = layout.level(l, 0)
                     forward_group(net.w + layer.start, layer.n_in + 1, layer.width, x, n, h)
                 for e in range(n):
-                    hits += labels[numbers[b + e]] == argmax(h + e * layer.width, layer.n_out)
+                    best = layout.first_class + start + argmax(h + e * layer.width + start, end - start)
+                    hits += labels[numbers[b + e]] == best
                 b += n
         return hits
 

@@ -30,6 +30,10 @@ cdef class Layout:
     cdef Layer *layer
     cdef Py_ssize_t *row_start      # (n_rows + 1,) where each row starts
     cdef Memory memory
+    cdef Py_ssize_t first_class     # the class of output 0
+    cdef Py_ssize_t n_ranges        # tasks that have outputs of their own; 0: all outputs are all tasks'
+    cdef Py_ssize_t *ranges         # (n_ranges, 2) the first of them, and the end
+    cdef Memory range_memory
 
     def __init__(self, list shapes, Py_ssize_t n_heads):
         """shapes: [(outputs, inputs)] of all layers."""
@@ -48,6 +52,28 @@ cdef class Layout:
             start, first = start + (n_in + 1) * width, first + n_in + 1
             self.n_parameters += (n_in + 1) * n_out
         self.row_start[self.n_rows] = self.n_weights = start
+
+    cdef int assign(self, class_ranges, Py_ssize_t first_class) except -1:
+        """Say which classes the outputs are, and, unless class_ranges is None, which (start, stop) are each task's."""
+        cdef Py_ssize_t t, start, stop
+        self.first_class = first_class
+        if class_ranges is not None:
+            self.range_memory = Memory(2 * max(1, len(class_ranges)) * sizeof(Py_ssize_t))
+            self.ranges, self.n_ranges = <Py_ssize_t *> self.range_memory.at, len(class_ranges)
+            for t, (start, stop) in enumerate(class_ranges):
+                self.ranges[2 * t], self.ranges[2 * t + 1] = start - first_class, stop - first_class
+                if not first_class <= start < stop <= first_class + self.n_outputs:
+                    raise ValueError(f"classes {start} to {stop} of a net with {self.n_outputs} outputs from {first_class} on")
+        return 0
+
+    cdef int outputs_of(self, int64_t t, Py_ssize_t *start, Py_ssize_t *stop) except -1:
+        """The outputs that compete in task t: from start to stop; IndexError where there is no such task."""
+        start[0], stop[0] = 0, self.n_outputs
+        if self.n_ranges:
+            if not 0 <= t < self.n_ranges:
+                raise IndexError(f"task {t} of a net with classes of {self.n_ranges} tasks")
+            start[0], stop[0] = self.ranges[2 * t], self.ranges[2 * t + 1]
+        return 0
 
     cdef inline Layer *level(self, Py_ssize_t l, Py_ssize_t head) noexcept nogil:
         """The l-th layer that an example of this head passes."""

@@ -107,6 +107,8 @@ cdef class MLP(Weights):
 
     heads   first layers, each (W (H, D), b (H,)) as in torch: one, or one per task, chosen by the example's t
     layers  the further layers, [(W, b), ...]; may be empty (a linear net)
+    class_ranges    (start, stop) of each task's classes: in its loss and its evaluation, those outputs are alone; None: all
+    first_class     the class of the first output
     After a step, `loss` is the weighted sum of the losses it was for: NaN or infinite if any of them was.
     """
     cdef readonly float lr
@@ -118,7 +120,7 @@ cdef class MLP(Weights):
     cdef Factors factors
     cdef list helpers               # Batches of other threads
 
-    def __init__(self, heads, layers, float lr):
+    def __init__(self, heads, layers, float lr, class_ranges=None, Py_ssize_t first_class=0):
         shapes = [np.shape(W) for W, b in (*heads, *layers)]
         if not heads or any(shape != shapes[0] for shape in shapes[:len(heads)]):
             raise ValueError("a net needs at least one first layer, and all of them of one shape")
@@ -127,6 +129,7 @@ cdef class MLP(Weights):
                 raise ValueError(f"a layer of {after[1]} inputs follows one of {before[0]} outputs")
         self.lr = lr
         self.lay_out(Layout(shapes, len(heads)))
+        self.layout.assign(class_ranges, first_class)
         self.batch, self.helpers = Batch(self.layout), []
         self.frames = Frames()
         self.frames.layout, self.frames.w, self.frames.frames = self.layout, self.w, []
@@ -234,8 +237,8 @@ cdef class MLP(Weights):
         """One SGD step on a sum of terms (slots, weight, squared, classes, keeps_logits) (and the anchors).
 
         A term is weight times a mean over its slots, none of them empty: of the CE among classes (None: all; ValueError
-        unless its labels are), or, where squared, of the mean over all outputs of (output - stored logit)^2. With
-        keeps_logits the outputs become the examples' logits, after the step.
+        unless its labels are), or, where squared, of (output - stored logit)^2, of which the mean is over the outputs too,
+        those of each example's task. With keeps_logits the outputs become the examples' logits, after the step.
         """
         masks, kept = [], []
         cdef Py_ssize_t n = self.batch.load_terms(examples, terms, -self.lr, masks, kept)
@@ -335,7 +338,9 @@ cdef class MLP(Weights):
     def predict(self, const float[:, ::1] x, int64_t t):
         """Outputs (logits) of inputs x (B, D) of task t: float32 (B, O)."""
         cdef Examples examples = Examples(max(1, x.shape[0]), x.shape[1])
-        examples.put_many(0, x, t, [0] * x.shape[0])
+        cdef Py_ssize_t start, stop
+        self.layout.outputs_of(t, &start, &stop)
+        examples.put_many(0, x, t, [self.layout.first_class + start] * x.shape[0])      # any label
         return self.outputs(examples, range(x.shape[0]))
 
     def losses(self, Examples examples, slots):

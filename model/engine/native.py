@@ -34,9 +34,9 @@ class NativeEngine(base.Engine):
         return NativeExamples(n_inputs, n_logits)
 
     def network(self, module, examples, lr, class_ranges=None):
-        if class_ranges is not None or not isinstance(module, networks.MLP | networks.TaskInputMLP):
+        if not isinstance(module, networks.MLP | networks.TaskInputMLP):
             raise TypeError("the native engine runs plain MLPs only")
-        return NativeNetwork(self, module, examples, lr)
+        return NativeNetwork(self, module, examples, lr, class_ranges)
 
     def add_loss(self, loss):
         self._loss += loss
@@ -101,15 +101,20 @@ class NativeExamples:
 
 
 class NativeNetwork(base.Network):
-    """The kernels' MLP, with the weights, and the names of the weights, of a torch module."""
+    """The kernels' MLP, with the weights, and the names of the weights, of a torch module.
 
-    def __init__(self, engine, module, examples, lr):
-        self.engine, self.examples = engine, examples
+    class_ranges   as in ReferenceNetwork
+    """
+
+    def __init__(self, engine, module, examples, lr, class_ranges=None):
+        self.engine, self.examples, self.class_ranges = engine, examples, class_ranges
+        self._placed = networks.place_of(module)  # None, or (first class, number of classes) of what it answers for
+        own = {"class_ranges": class_ranges} if self._placed is None else {"first_class": self._placed[0]}
         self._log_probabilities = module.log_probabilities
         self._names = list(module.state_dict())
         heads, layers = module.heads_and_layers()
         self._n_heads = len(heads)
-        self.mlp = _compiled.MLP(*self._arrays(module.state_dict()), lr)
+        self.mlp = _compiled.MLP(*self._arrays(module.state_dict()), lr, **own)
 
     def _arrays(self, state):
         """(heads, layers), lists of (weight, bias), from the named weights: PyTorch's order is heads first."""
@@ -146,7 +151,16 @@ class NativeNetwork(base.Network):
 
     def outputs(self, batch):
         outputs = self.mlp.outputs(self.examples.compiled, batch)
-        return F.log_softmax(torch.from_numpy(outputs), dim=1).numpy() if self._log_probabilities else outputs
+        return self._answers(outputs, [self.examples.tasks[slot] for slot in batch]).numpy()
+
+    def _answers(self, outputs, tasks):
+        """What the module gives out where the kernels give these outputs, for one task each; MASKED where not its."""
+        outputs = torch.from_numpy(outputs)
+        if self._log_probabilities:
+            outputs = F.log_softmax(outputs, dim=1)
+        if self._placed is not None:
+            outputs = networks.padded(outputs, *self._placed)
+        return outputs if self.class_ranges is None else networks.masked(outputs, tasks, self.class_ranges)
 
     def begin_reptile(self):
         self.mlp.begin_reptile()
@@ -181,8 +195,7 @@ class NativeNetwork(base.Network):
         return NativeRates(self, value)
 
     def predict(self, x, t):
-        outputs = torch.from_numpy(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t))
-        return F.log_softmax(outputs, dim=1) if self._log_probabilities else outputs
+        return self._answers(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t), [t] * len(x))
 
     def snapshot(self):
         """The network as it is now, to be evaluated by other threads."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from model import networks
 from model.engine import base
@@ -55,10 +56,11 @@ class ReferenceNetwork(base.Network):
     def _loss(self, outputs, y, tasks, reduction="mean"):
         if self.class_ranges is None:
             return self.module.loss(outputs, y, reduction=reduction)
+        # which is also that of log-probabilities: among some of the classes they are outputs like any
         if len(set(tasks)) == 1:
             start, stop = self.class_ranges[tasks[0]]
-            return self.module.loss(outputs[:, start:stop], y - start, reduction=reduction)
-        return self.module.loss(self._mask(outputs, tasks), y, reduction=reduction)
+            return F.cross_entropy(outputs[:, start:stop], y - start, reduction=reduction)
+        return F.cross_entropy(networks.masked(outputs, tasks, self.class_ranges), y, reduction=reduction)
 
     def _term(self, term, kept):
         """A term of model.losses; kept gets (batch, outputs) of which the logits are to be stored."""
@@ -87,13 +89,6 @@ class ReferenceNetwork(base.Network):
         if len(set(tasks)) == 1 or not self.module.reads_task:
             return self.module(x, tasks[0])
         return torch.cat([self.module(x[i : i + 1], t) for i, t in enumerate(tasks)])
-
-    def _mask(self, outputs, tasks):
-        """Outputs (B, C) with those outside of each example's task out of the game."""
-        classes = torch.arange(outputs.shape[1], device=outputs.device)
-        ranges = torch.tensor([self.class_ranges[t] for t in tasks], device=outputs.device)
-        outside = (classes < ranges[:, :1]) | (classes >= ranges[:, 1:])
-        return outputs.masked_fill(outside, networks.MASKED)
 
     def _penalised(self, loss):
         for importances, optima in self._anchors:
@@ -142,7 +137,9 @@ class ReferenceNetwork(base.Network):
         self.module.eval()
         x, _, tasks = self.examples.get(batch)
         outputs = self._outputs(x, tasks)
-        return (outputs if self.class_ranges is None else self._mask(outputs, tasks)).cpu().numpy()
+        if self.class_ranges is not None:
+            outputs = networks.masked(outputs, tasks, self.class_ranges)
+        return outputs.cpu().numpy()
 
     # Reptile
 
@@ -204,7 +201,7 @@ class ReferenceNetwork(base.Network):
         self.module.eval()
         parts = x.to(self.engine.device).split(self.module.most_rows or len(x))
         outputs = torch.cat([self.module(part, t) for part in parts]) if len(parts) > 1 else self.module(parts[0], t)
-        return outputs if self.class_ranges is None else self._mask(outputs, [t] * len(outputs))
+        return outputs if self.class_ranges is None else networks.masked(outputs, [t] * len(outputs), self.class_ranges)
 
     def state_dict(self):
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
