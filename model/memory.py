@@ -336,8 +336,8 @@ class PastTasks:
         return place if place < capacity else None
 
     def state(self):
-        names = ("task", "past", "sample", "free", "n_past", "n_of_task")
-        return {name: getattr(self, name) for name in names}
+        lists = {name: list(getattr(self, name)) for name in ("past", "sample", "free")}
+        return {"task": self.task, **lists, "n_past": self.n_past, "n_of_task": self.n_of_task}
 
     def load_state(self, state):
         task, past, sample, free = state["task"], *(list(state[name]) for name in ("past", "sample", "free"))

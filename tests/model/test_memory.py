@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from model.engine import _draws
-from model.memory import Reservoir, ScoredMemory, ShuffleDraws, TaskRings, TaskStartReservoir, UniformDraws
+from model.memory import (
+    ALJUNDI,
+    RIEMER,
+    VITTER,
+    PastTasks,
+    Reservoir,
+    ScoredMemory,
+    ShuffleDraws,
+    TaskRings,
+    TaskStartReservoir,
+    UniformDraws,
+)
 
 SHUFFLES = [ShuffleDraws, _draws.ShuffleDraws]
 KINDS = {
@@ -265,6 +276,132 @@ def test_a_scored_memory_goes_on_from_its_state_and_refuses_what_is_none():
         with pytest.raises(ValueError):
             other.load_state(state | change)
     assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
+
+
+CHANCE = {"riemer": (RIEMER, 5 / 10), "vitter": (VITTER, 5 / 9), "aljundi": (ALJUNDI, 5 / 7)}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_conventions_of_accepting(name):
+    """The ninth example, in a minibatch with the eighth, for a memory of five: M / (N + 1), M / N, M / N0."""
+    convention, chance = CHANCE[name]
+    draws, trials, there, held = UniformDraws(1), 4000, 0, 0
+    for _ in range(trials):
+        reservoir = Reservoir(Slots(), 10, 5, draws, convention)
+        for first, batch in [(0, [0, 1, 2]), (3, [0, 1, 2, 3]), (7, [0, 1])]:
+            reservoir.examples.at |= {slot: first + slot for slot in batch}
+            slots = reservoir.remember_all(batch)
+        there += slots[-1] is not None
+        held += 8 in [reservoir.examples.at[slot] for slot in range(10, 15)]
+    assert there == held  # what it says is where it is
+    assert abs(there / trials - chance) < 4 * np.sqrt(chance * (1 - chance) / trials) < 0.04
+
+
+@pytest.mark.parametrize("convention", (RIEMER, VITTER))
+def test_conventions_of_drawing(convention):
+    reservoir = Reservoir(Slots(), 10, 4, UniformDraws(0), convention)
+    pass_through(reservoir, 4)
+    drawn = [reservoir.draw(3) for _ in range(200)]
+    assert {len(slots) for slots in drawn} == {3} and len(reservoir.draw(9)) == 4
+    repeats = sum(len(set(slots)) < 3 for slots in drawn)
+    assert (60 < repeats < 190) if convention.replacement else repeats == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_uniform_over_all_orders(kind):
+    draws = KINDS[kind](3)
+    drawn = np.array([draws.sample(4, 2) for _ in range(6000)]) @ [4, 1]
+    counts = np.unique(drawn, return_counts=True)[1]
+    assert len(counts) == 12 and chi_square(counts) < limit(12)
+    assert [len(draws.sample(n, k)) for n, k in [(0, 5), (5, 0), (3, 9), (9, 3)]] == [0, 0, 3, 3]
+    assert sorted(draws.sample(6, 9)) == list(range(6))
+
+
+class Tasks(Slots):
+    """Slots whose example's task is what lies in them, over a thousand."""
+
+    @property
+    def tasks(self):
+        return {slot: example // 1000 for slot, example in self.at.items()}
+
+
+@pytest.mark.parametrize("asked", [0.1, 0.9])
+def test_a_reservoir_knows_what_is_of_other_tasks(asked):
+    chance = random.Random(4)
+    reservoir = Reservoir(Tasks(), 10, 8, UniformDraws(2), VITTER)
+    for i in range(400):
+        t = chance.choice((i // 100, chance.randrange(4)))
+        reservoir.examples.at[0] = 1000 * t + i
+        reservoir.remember(0)
+        if chance.random() < asked:
+            task, at = chance.choice((t, i // 100)), reservoir.examples.at
+            wanted = [slot for slot in range(10, 10 + reservoir.size) if at[slot] // 1000 != task]
+            assert reservoir.of_other_tasks(task) == wanted
+
+
+# memories of past tasks alone
+
+
+def show(memory, t, n, batch_size=3):
+    """Shows it examples 1000 t .. 1000 t + n - 1, as minibatches of task t."""
+    for begin in range(0, n, batch_size):
+        memory.begin(t)
+        batch = range(min(batch_size, n - begin))
+        memory.examples.at |= {slot: 1000 * t + begin + slot for slot in batch}
+        memory.remember_all(batch)
+
+
+def test_past_tasks_are_drawn_from_when_they_are_over():
+    memory = PastTasks(Slots(), 10, 8, 4, UniformDraws(0), VITTER)
+    show(memory, 3, 10)
+    assert memory.draw(5) == [] and memory.size == 4
+    for t, n in [(1, 2), (7, 30), (2, 3), (5, 9)]:
+        show(memory, t, n)
+        held = [memory.examples.at[slot] for slot in memory.draw(100)]
+        assert len(set(held)) == len(held) == len(memory.past) <= 8
+        assert t not in {example // 1000 for example in held} and min(held) >= 1000
+    slots = sorted(memory.past + memory.sample + memory.free)
+    assert slots == list(range(10, 10 + memory.size)) and memory.size <= 12
+
+
+def test_past_tasks_hold_a_uniform_sample():
+    """Four of the ten examples of a task, then five of the eight that two tasks hand over."""
+    draws, counts, trials = UniformDraws(5), np.zeros((2, 10)), 3000
+    for _ in range(trials):
+        memory = PastTasks(Slots(), 10, 5, 4, draws, VITTER)
+        for t in (0, 1, 2):
+            show(memory, t, 10 if t < 2 else 1)
+        for slot in memory.past:
+            counts[memory.examples.at[slot] // 1000, memory.examples.at[slot] % 1000] += 1
+    assert counts.sum() == 5 * trials
+    assert abs(counts[0].sum() / counts.sum() - 0.5) < 0.02
+    for row in counts:
+        assert chi_square(row) < limit(10)
+
+
+def test_past_tasks_state():
+    one, other = (PastTasks(Slots(), 10, 5, 4, UniformDraws(seed), VITTER) for seed in (0, 1))
+    for t, n in [(0, 7), (1, 2), (2, 9)]:
+        show(one, t, n)
+    other.load_state(one.state())
+    other.examples.at, other.draws = dict(one.examples.at), UniformDraws(8)
+    one.draws = UniformDraws(8)
+    for memory in (one, other):
+        show(memory, 3, 8)
+    assert one.state() == other.state() and one.examples.at == other.examples.at
+    state = one.state()
+    for change in (
+        {"past": [*state["past"][:-1], 99]},
+        {"sample": state["past"]},
+        {"free": [*state["free"], 10]},
+        {"n_past": 1},
+        {"n_of_task": -1},
+        {"task": "0"},
+        {"past": [str(slot) for slot in state["past"]]},
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            other.load_state(state | change)
+    assert other.state() == state
 
 
 # the rings

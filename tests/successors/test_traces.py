@@ -277,10 +277,8 @@ def compare(learner, after, tolerance):
         assert distance <= tolerance, f"{key}: {distance}"
 
 
-@pytest.mark.parametrize("kind", engine.ENGINES)
-@pytest.mark.parametrize("name", TRACES)
-def test_learner_is_its_authors(name, kind, make_learner, monkeypatch):
-    trace = json.loads(TRACES[name].read_text())
+def follow(trace, kind, make_learner, monkeypatch):
+    """Runs a trace through its learner; AssertionError where they differ."""
     model, flags = flags_of(trace)
     D, H, _, C = trace["sizes"]
     stream = trace["stream"]
@@ -305,3 +303,35 @@ def test_learner_is_its_authors(name, kind, make_learner, monkeypatch):
         kept.check(learner)
         compare(learner, tensors(after), TOLERANCE[kind])
         ended = batch.get("task_end_events", [])
+
+
+@pytest.mark.parametrize("kind", engine.ENGINES)
+@pytest.mark.parametrize("name", TRACES)
+def test_learner_is_its_authors(name, kind, make_learner, monkeypatch):
+    follow(json.loads(TRACES[name].read_text()), kind, make_learner, monkeypatch)
+
+
+NOTICED = ("lr", "alpha", "beta", "opt_lr", "alpha_init", "reg_weight")
+CHANGES = [
+    (name, word)
+    for name, path in TRACES.items()
+    for word in json.loads(path.read_text())["hyperparameters"]
+    if word in NOTICED and (word != "opt_lr" or "lamaml_lamaml" in name)
+]
+
+
+@pytest.mark.parametrize("name,word", CHANGES)
+def test_a_change_of_one_percent_is_noticed(name, word, make_learner, monkeypatch):
+    trace = json.loads(TRACES[name].read_text())
+    trace["hyperparameters"][word] *= 1.01
+    with pytest.raises(AssertionError, match=r"net\.net|memory|alpha"):
+        follow(trace, "reference", make_learner, monkeypatch)
+
+
+def test_a_trace_that_no_learner_follows_fails(make_learner, monkeypatch):
+    trace = json.loads(TRACES["der"].read_text())
+    for change in ({"files": ["models/hal.py"]}, {"repository": "github.com/nobody/nothing"}):
+        with pytest.raises(AssertionError, match="no learner here follows"):
+            follow({**trace, "source": trace["source"] | change}, "reference", make_learner, monkeypatch)
+    with pytest.raises(KeyError):
+        follow({**trace, "hyperparameters": {"momentum": 0.9}}, "reference", make_learner, monkeypatch)
