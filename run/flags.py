@@ -66,6 +66,13 @@ GROUPS = {
     "run": (
         Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws", role=CHANCE),
         Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches", role=CHANCE),
+        Flag(
+            "alignment",
+            integer(0),
+            0,
+            "at each evaluation, compare the gradients of N test examples of each task seen",
+            role=CHANCE,
+        ),
         Flag("save_path", text, "results/", "folder of the results", role=PLACE),
         Flag(
             "checkpoint_every",

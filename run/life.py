@@ -8,6 +8,7 @@ import torch
 
 from model import foreign
 from run import checkpoints, continuation, provenance, saving, settings
+from run.alignment import Alignment
 from run.evaluation import Evaluator
 from run.experience import Diverged, Experience, seed_everything
 from run.stream import Stream
@@ -162,4 +163,5 @@ def make_experience(chosen, tasks, before=None, earlier=()):
         before.hand_over(learner)
     own = {first_task + t: task for t, task in enumerate(tasks.tasks)}
     evaluator = Evaluator(dict(earlier) | own, chosen.threads, tells_task=chosen.scenario == "task")
-    return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task)
+    alignment = Alignment(learner, evaluator.tasks, chosen.alignment) if chosen.alignment else None
+    return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task, alignment)

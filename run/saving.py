@@ -131,6 +131,7 @@ def describe(life, summary):
         "result_a": experience.result_a(),
         "examples_seen": experience.seen_at,
         "earlier": life.earlier(),
+        "alignment": experience.alignment.state() if experience.alignment else None,
         "baseline": numbers(summary.baseline),
         "accuracy_matrix": [numbers(row) for row in summary.matrix],
         "notes": _plain(learner.notes()),

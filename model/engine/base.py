@@ -65,6 +65,18 @@ class Network(ABC):
     def gradient(self, batch):
         """Gradient of the mean loss of the batch, a vector: no anchor counts; the engine adds up the loss."""
 
+    @property
+    @abstractmethod
+    def shared(self):
+        """Whether all tasks have all of its parameters."""
+
+    @abstractmethod
+    def gradient_products(self, examples, batch):
+        """(B, B) inner products of the loss gradients of single examples, slots of other `Examples`, float64 numpy.
+
+        No training loss is added up. Only for a `shared` network.
+        """
+
     @abstractmethod
     def task_gradients(self, batches):
         """TaskGradients of the mean loss of each batch."""

@@ -173,6 +173,13 @@ class NativeNetwork(base.Network):
         self.engine.add_loss(self.mlp.loss)
         return gradient
 
+    @property
+    def shared(self):
+        return self._n_heads == 1
+
+    def gradient_products(self, examples, batch):
+        return self.mlp.task_gradients(examples.compiled, [[slot] for slot in batch], factored=True).gram()
+
     def task_gradients(self, batches):
         engine = self.engine
         compiled = self.mlp.task_gradients(self.examples.compiled, batches, engine.pool, engine.threads)

@@ -166,6 +166,20 @@ class ReferenceNetwork(base.Network):
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
 
+    @property
+    def shared(self):
+        return not self.module.reads_task
+
+    def gradient_products(self, examples, batch):
+        self.module.eval()
+        rows = []
+        for slot in batch:
+            x, y, tasks = examples.get([slot])
+            loss = self._loss(self._outputs(x, tasks), y, tasks)
+            rows.append(torch.cat([g.flatten() for g in self.gradients(loss)]).cpu())
+        G = torch.stack(rows).double()
+        return (G @ G.T).numpy()
+
     def task_gradients(self, batches):
         return ReferenceTaskGradients(torch.stack([self.gradient(batch) for batch in batches], dim=1))
 
