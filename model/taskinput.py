@@ -8,6 +8,8 @@ from model.learner import Learner
 class Net(Learner):
     """Online SGD; the first of the `n_layers` hidden layers is the task's own, the others are shared."""
 
+    takes_networks = False
+
     def build(self):
         args = self.args
         if args.image_shape:
