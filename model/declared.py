@@ -1,4 +1,4 @@
-"""What a learner's file says of itself, read without running it: its flags, the packages that it needs, its `args`."""
+"""What the file of a learner, or of a network, says of itself, read without running it: its flags, packages, `args`."""
 
 import ast
 import importlib.util
@@ -27,16 +27,16 @@ class Unreadable(ValueError):
 
 
 class Declared:
-    """The class Net of model/<name>.py, as its text tells.
+    """The class Net of model/<name>.py, or its `flags` (declared_by), as the text tells.
 
     flags     the Flags that it declares; () where none can be read
     problem   None, or why its flags cannot be read, a phrase
     """
 
-    def __init__(self, name):
+    def __init__(self, name, declared_by="Net"):
         self.name, self.flags, self.problem = name, (), None
         try:
-            self.flags = _File.of(name).flags()
+            self.flags = _File.of(name).flags(declared_by)
         except Unreadable as error:
             self.problem = str(error)
 
@@ -52,16 +52,25 @@ class Declared:
             return None
 
 
-@cache
 def defines_net(text):
     """Whether the text of a file makes a class Net, or cannot be understood and looks as if it did."""
-    if "Net" not in text:
+    return _defines("Net", "class Net", text)
+
+
+def defines_make(text):
+    """Whether the text of a file makes a function make, or cannot be understood and looks as if it did."""
+    return _defines("make", "def make", text)
+
+
+@cache
+def _defines(name, line, text):
+    if name not in text:
         return False
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return any(line.startswith("class Net") and line[9:10] in "(: " for line in text.splitlines())
-    return any("Net" in _bound(node) for node in body if not isinstance(node, ast.FunctionDef))
+        return any(each.startswith(line) and each[len(line) :][:1] in ("(", ":", " ") for each in text.splitlines())
+    return any(name in _bound(node) or line == f"def {getattr(node, 'name', None)}" for node in body)
 
 
 def _bound(node):
@@ -139,11 +148,13 @@ class _File:
                 found[given[0].lstrip("-")] = kind
         return {flag: kind for flag, kind in found.items() if kind in (bool, int, float, str)}
 
-    def flags(self):
-        """The Flags that its Net declares. Raises Unreadable."""
+    def flags(self, declared_by):
+        """The Flags that its Net declares, or that it names `flags` itself. Raises Unreadable."""
         try:
-            net = self.value(ast.Name("Net"))
-            flags = tuple(self.flags_of(net))
+            if declared_by == "Net":
+                flags = tuple(self.flags_of(self.value(ast.Name("Net"))))
+            else:
+                flags = tuple(self.named(declared_by)) if declared_by in self.bound else ()
         except RecursionError:
             raise Unreadable("its Net is made of itself") from None
         except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError) as error:
@@ -206,13 +217,14 @@ class _File:
             return self.value(node.value)
         if isinstance(node, ast.ImportFrom):
             alias = next(alias for alias in node.names if (alias.asname or alias.name) == name)
-            place = "model" + (f".{node.module}" if node.module else "") if node.level == 1 else node.module
+            above = ["model", *self.name.split("/")[:-1]][: len(self.name.split("/")) + 1 - node.level]
+            place = ".".join([*above, *filter(None, [node.module])]) if node.level else node.module
             if place == "model":
                 place, alias = f"model.{alias.name}", None
             if place in READ:
                 return getattr(READ[place], alias.name) if alias else READ[place]
-            if place.startswith("model.") and place.count(".") == 1 and alias:
-                return _File.of(place.partition(".")[2]).named(alias.name)
+            if place.startswith("model.") and alias:
+                return _File.of(place.removeprefix("model.").replace(".", "/")).named(alias.name)
         if node is None and name in BUILTINS:
             return BUILTINS[name]
         raise Unreadable(f"its flags are known only when it runs: {name}")

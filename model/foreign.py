@@ -25,6 +25,7 @@ from model.learner import Learner
 
 METHODS = ("observe", "forward")
 MOST_NAMED = 3  # attributes in a message
+NO_FLAG = r"'Namespace' object has no attribute '(\w+)'"
 
 
 class LearnerFailed(Exception):
@@ -33,26 +34,63 @@ class LearnerFailed(Exception):
 
 def import_net(name):
     """The class `Net` of model/<name>.py. Raises UserError where that cannot be had."""
+    net = _imported(f"model.{name}", "Net", "class Net", "--model").Net
+    _check(name, net)
+    return net
+
+
+def import_network(name):
+    """The module model.networks.<name>, with its function `make`. Raises UserError where that cannot be had."""
+    file = _imported(f"model.networks.{name}", "make", "function make", "--network")
+    place = f"model/networks/{name}.py"
+    if not callable(file.make):
+        raise UserError(f"{place}: its make is {article(file.make)}; make it a function, or choose another --network")
+    _check_flags(place, "its flags", getattr(file, "flags", ()))
+    width = getattr(file, "width", None)
+    if width is not None and width not in getattr(file, "flags", ()):
+        raise UserError(f"{place}: its width is {width!r:.60}, and must be one of its flags; mend that file")
+    return file
+
+
+def _imported(module, attribute, what, flag):
+    """A module of ours that must have an attribute. Raises UserError."""
+    name = module.replace(".", "/") + ".py"
     try:
-        net = importlib.import_module(f"model.{name}").Net
+        file = importlib.import_module(module)
+        getattr(file, attribute)
+        return file
     except KeyboardInterrupt:
         raise
     except ModuleNotFoundError as error:
-        raise UserError(f"model/{name}.py cannot be imported: {_missing(error)}, or choose another --model") from error
+        raise UserError(f"{name} cannot be imported: {_missing(error)}, or choose another {flag}") from error
     except BaseException as error:  # a file may do anything: SystemExit is what its own parse_args() raises
         why = f"{type(error).__name__}: {_one_line(error)}"
         if isinstance(error, ImportError | SyntaxError):
             why = _one_line(error)
         elif isinstance(error, SystemExit):
             why = "it ends the program (does it parse the command line, or run a script, when it is imported?)"
-        elif isinstance(error, AttributeError) and getattr(error, "obj", None) is sys.modules.get(f"model.{name}"):
-            why = "it has no class Net when it has run"
-        where = _place(error, sys.modules.get(f"model.{name}"), name)
+        elif isinstance(error, AttributeError) and getattr(error, "obj", None) is sys.modules.get(module):
+            why = f"it has no {what} when it has run"
+        where = _place(error, sys.modules.get(module), name)
+        raise UserError(f"{name} cannot be imported: {why}{where}; mend that file or choose another {flag}") from error
+
+
+@contextmanager
+def made_by(name, file):
+    """Within it, what a network's `make` raises becomes a UserError that names its file."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit, UserError):
+        raise
+    except BaseException as error:
+        cure = ""
+        if flag := re.search(NO_FLAG, str(error)):
+            cure = f"; declare {flag[1]} in the file's `flags`"
+        elif isinstance(error, TypeError) and "positional argument" in str(error):
+            cure = "; it is called as make(n_inputs, n_outputs, image_shape, args)"
         raise UserError(
-            f"model/{name}.py cannot be imported: {why}{where}; mend that file or choose another --model"
+            f"{name}: its make raised {type(error).__name__}: {_one_line(error)}{_place(error, file, name)}{cure}"
         ) from error
-    _check(name, net)
-    return net
 
 
 def _check(name, net):
@@ -67,10 +105,13 @@ def _check(name, net):
             if getattr(net, method, None) in (None, getattr(torch.nn.Module, method, None)):
                 order = "(x, t, y)" if method == "observe" else "(x, t)"
                 raise UserError(f"model/{name}.py: its Net has no {method}{order}; write it, or choose another --model")
-    flags = getattr(net, "flags", ())
+    _check_flags(f"model/{name}.py", "the flags of its Net", getattr(net, "flags", ()))
+
+
+def _check_flags(name, what, flags):
     if not isinstance(flags, tuple | list) or not all(isinstance(flag, Flag) for flag in flags):
         raise UserError(
-            f"model/{name}.py: the flags of its Net are {flags!r:.60}, and must be model.flags.Flag objects, as in "
+            f"{name}: {what} are {flags!r:.60}, and must be model.flags.Flag objects, as in "
             "flags = (Flag('temperature', number(above=0), 2.0, 'softness of the targets'),)"
         )
 
@@ -246,7 +287,7 @@ class Foreign:
     def _cure(self, method, error):
         """What may help, or nothing."""
         text = str(error)
-        flag = re.search(r"'Namespace' object has no attribute '(\w+)'", text)
+        flag = re.search(NO_FLAG, text)
         if flag:
             return f"give that flag with --learner_flag {flag[1]}=VALUE, or declare it in the file's `flags`"
         if isinstance(error, ModuleNotFoundError):

@@ -6,8 +6,6 @@ Examples are passed around as slots: `[current, *self.memory.draw(k)]` is a batc
 
 from abc import ABC, abstractmethod
 
-import torch
-
 from model import engine, networks
 from model.flags import LR, MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE
 from model.memory import Reservoir
@@ -25,6 +23,7 @@ class Learner(ABC):
     needs_task = False  # whether an answer depends on the task of the example
     mixes_tasks = False  # whether its stream is one of all tasks at once, not of one task after another
     keeps_logits = False  # whether examples have `logits`, what the network once gave out for them
+    takes_networks = True  # whether it learns with any network that --network names
 
     def __init__(self, n_inputs, n_outputs, n_tasks, args):
         self.args, self.n_inputs, self.n_outputs, self.n_tasks = args, n_inputs, n_outputs, n_tasks
@@ -34,7 +33,7 @@ class Learner(ABC):
         self.build()
 
     def build(self):
-        """Makes the networks and the memories. Unless overridden: one network, the one that the data asks for."""
+        """Makes the networks and the memories. Unless overridden: one network, as --network or the data ask for."""
         self.net = self.network(networks.for_data(self.args, self.n_inputs, self.n_outputs))
 
     def network(self, module):
@@ -76,7 +75,7 @@ class Learner(ABC):
 
     def is_finite(self):
         """Whether all weights are finite numbers."""
-        return all(bool(torch.isfinite(value).all()) for value in self.state_dict().values())
+        return all(net.is_finite() for net in self.named_networks().values())
 
     def why_no_state(self):
         """None: `state` gives all that it knows. (model.foreign has learners of which it does not)"""

@@ -31,6 +31,13 @@ def interval(word):
 interval.domain = "N|Ns|never"
 
 MODEL = Flag("model", text, "meralg1", "the learner: a file of model/", role=SHAPE)
+NETWORK = Flag(
+    "network",
+    text,
+    AUTO,
+    "the network that it learns with: a file of model/networks/; auto: resnet18 for images of 3x32x32, else mlp",
+    role=SHAPE,
+)
 GROUPS = {
     "stream": (
         Flag("data_path", text, "data/", "folder of the data files", role=FREE),
@@ -131,4 +138,4 @@ GROUPS = {
         Flag("progress", text, AUTO, "progress bar on stderr; auto: on a terminal", (AUTO, "yes", "no"), PLACE, "yes"),
     ),
 }
-RUN_FLAGS = (MODEL, *(flag for group in GROUPS.values() for flag in group))
+RUN_FLAGS = (MODEL, NETWORK, *(flag for group in GROUPS.values() for flag in group))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model import foreign
+from model import foreign, networks
 from run import checkpoints, continuation, provenance, saving, settings
 from run.alignment import Alignment
 from run.evaluation import Evaluator
@@ -63,7 +63,7 @@ class Life:
                     after_each(batch)
             except Diverged as error:
                 failed = {"status": "diverged", "failure": str(error)}
-            except foreign.LearnerFailed as error:
+            except (foreign.LearnerFailed, networks.NetworkFailed) as error:
                 failed = {"status": "failed", "failure": f"{error}; after {self.experience.seen} examples"}
             self.experience.result_a()  # waits for the evaluations under way
         return failed
@@ -121,7 +121,7 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     """
     chosen, reason = settings.resolve(given, tasks)
     if given.resume == "auto":
-        code = provenance.code_identity(chosen.model, chosen.engine)
+        code = provenance.code_identity(chosen.model, chosen.engine, chosen.network)
         checkpoint = checkpoints.find(chosen, tasks.identity, code)
         if checkpoint and chosen.engine == "reference":  # whose sums depend on it
             chosen = chosen.changed(threads=checkpoint[1]["flags"]["threads"])
@@ -131,7 +131,7 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     before = continuation.load(chosen, tasks) if chosen.start_from is not None else None
     earlier, unseen = continuation.earlier_tasks(before, chosen) if before else ({}, [])
     experience = make_experience(chosen, tasks, before, earlier)
-    remarks = [reason, *unseen, *experience.learner.remarks()]
+    remarks = [reason, _about_network(given, chosen, tasks, experience.learner), *unseen, *experience.learner.remarks()]
     if checkpoint:
         changed = journal.go_on_from(checkpoint, experience)
         remarks.append(f"goes on after {experience.seen:,} examples, from {checkpoint[0]}")
@@ -141,6 +141,15 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
             )
     remarks += [f"note: {chosen.model} does not read --{name}" for name in chosen.read_in_vain()]
     return Life(chosen, tasks, experience, journal, before, tuple(filter(None, remarks)))
+
+
+def _about_network(given, chosen, tasks, learner):
+    """Which network it is, its size and why; None of a learner that makes networks of its own."""
+    if chosen.network == settings.AUTO:
+        return None
+    n_weights = sum(net.n_weights() for net in learner.named_networks().values())
+    why = networks.describe(chosen.network, given.network != settings.AUTO, tasks.n_inputs, tasks.image_shape)
+    return f"network: {chosen.network} ({n_weights:,} weights), {why}"
 
 
 def make_experience(chosen, tasks, before=None, earlier=()):

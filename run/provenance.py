@@ -24,14 +24,14 @@ ROOTS = ("run.experience", "run.stream", "run.evaluation", "tasks.taskset", "met
 
 
 @cache
-def code_identity(learner, engine="reference"):
+def code_identity(learner, engine="reference", network=None):
     """A hex sha256 of the code that the numbers of a learner's run depend on, so that other versions are told apart.
 
-    Of the modules of ROOTS, the learner and the engine, with all of the project's that they import: what they do, not
-    their comments and docstrings; and of the compiled kernels as they were loaded. As the files are at the first call:
-    the program that runs is the one that was loaded.
+    Of the modules of ROOTS, the learner, the engine and the network, with all of the project's that they import: what
+    they do, not their comments and docstrings; and of the compiled kernels as they were loaded. As the files are at the
+    first call: the program that runs is the one that was loaded.
     """
-    found, left = {}, [*ROOTS, f"model.{learner}", f"model.engine.{engine}"]
+    found, left = {}, [*ROOTS, f"model.{learner}", f"model.engine.{engine}", f"model.networks.{network}"]
     while left:
         name = left.pop()
         path = _source(name)
@@ -87,7 +87,7 @@ def made_by(settings):
     """What computes a part of a run, and since when, as plain values; DECISIVE of it may move the last bits."""
     return {
         "since": now(),
-        "code": code_identity(settings.model, settings.engine),
+        "code": code_identity(settings.model, settings.engine, settings.network),
         "kernels": " ".join(kernels(settings.engine) or ()),
         **versions(),
         "cpu": cpu_name(),

@@ -13,22 +13,23 @@ import torch
 import model
 from disk.resources import n_usable_cores
 from errors import UserError
-from model import engine
-from model.flags import DATA, FREE, PAPER, PLACE, SHAPE, yes_no
+from model import engine, networks
+from model.flags import DATA, FREE, N_HIDDENS, N_LAYERS, PAPER, PLACE, SHAPE, yes_no
 from model.learner import Learner
-from run.flags import AUTO, GROUPS, MODEL, RUN_FLAGS
+from run.flags import AUTO, GROUPS, MODEL, NETWORK, RUN_FLAGS
 
 
 class Settings:
     """The flags of a run as attributes, which cannot be set: `changed` gives others.
 
-    learner   the class that --model names, whose `flags` it reads
+    learner         the class that --model names, whose `flags` it reads
+    network_flags   those of the network that --network names; while that is auto, of all that it may be
     """
 
-    def __init__(self, flags, learner):
+    def __init__(self, flags, learner, network_flags=()):
         # equal texts are one object, so that what is pickled of them is the same wherever they came from
         flags = {name: sys.intern(value) if type(value) is str else value for name, value in flags.items()}
-        self.__dict__.update(_flags=MappingProxyType(flags), learner=learner)
+        self.__dict__.update(_flags=MappingProxyType(flags), learner=learner, network_flags=tuple(network_flags))
 
     def __getattr__(self, name):
         try:
@@ -44,7 +45,15 @@ class Settings:
 
     def changed(self, **flags):
         """The same settings with other values of these flags."""
-        return Settings(self._flags | flags, self.learner)
+        return Settings(self._flags | flags, self.learner, self.network_flags)
+
+    def with_network(self, name):
+        """The same settings with this network, and its flags. Raises UserError where it cannot be had."""
+        flags, known = networks.flags_of(name), dict(self._flags)
+        for flag in set(self.network_flags) - {*flags, N_HIDDENS, N_LAYERS}:  # of another that it might have been
+            if known[flag.name] == flag.default:
+                del known[flag.name]
+        return Settings({flag.name: flag.default for flag in flags} | known | {"network": name}, self.learner, flags)
 
     def as_dict(self):
         """{name: value} of all flags."""
@@ -56,8 +65,16 @@ class Settings:
 
     def with_role(self, *roles):
         """{name: value} of the flags that have one of these roles and that this run reads."""
-        mine = {flag.name: flag.role for flag in (*RUN_FLAGS, *read_by(self.learner))}
+        mine = {flag.name: flag.role for flag in self._read()}
         return {name: value for name, value in self._flags.items() if mine.get(name) in roles}
+
+    def _read(self):
+        """The flags that this run reads: its own, its learner's, its network's; only an MLP has hidden layers."""
+        mine = (*RUN_FLAGS, *read_by(self.learner), *self.network_flags)
+        if self._flags.get("network", AUTO) == AUTO:
+            return mine
+        of_mlp = {N_HIDDENS.name, N_LAYERS.name} - {flag.name for flag in self.network_flags}
+        return [flag for flag in mine if flag.name not in of_mlp]
 
     def science(self):
         """{name: value} of the flags that the numbers of this run depend on, besides the data."""
@@ -72,7 +89,7 @@ class Settings:
         """Names of the hyperparameters that this learner does not read; none of one that may read what it likes."""
         if not issubclass(self.learner, Learner):
             return []
-        return sorted(self._flags.keys() - {flag.name for flag in (*RUN_FLAGS, *read_by(self.learner))})
+        return sorted(self._flags.keys() - {flag.name for flag in self._read()})
 
     def read_in_vain(self):
         """Names of the hyperparameters that were given another value than their default, and that nobody reads."""
@@ -95,17 +112,17 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32, width=112)
 
 
-def hyperparameters(learners, chosen=None):
-    """{name: (Flag, [learners that read it])} of the paper's flags and all learners' own.
+def hyperparameters(learners, *chosen):
+    """{name: (Flag, [learners that read it])} of the paper's flags and all learners' own; so of the networks'.
 
-    chosen   the learner that comes first: another whose flags do not go with those before it is left out
+    chosen   those that come first: another whose flags do not go with those before it is left out
 
-    Raises UserError where those of the chosen one do not go with the program's.
+    Raises UserError where those of a chosen one do not go with the program's.
     """
     found = {flag.name: (flag, []) for flag in PAPER}
-    for name in sorted(learners, key=lambda name: name != chosen):
+    for name in sorted(learners, key=lambda name: name not in chosen):
         clash = _clash(flags_of(learners[name]), found)
-        if clash and name == chosen:
+        if clash and name in chosen:
             raise UserError(f"model/{name}.py: {clash}; rename it there")
         if not clash:
             for flag in flags_of(learners[name]):
@@ -176,8 +193,10 @@ def named_value(word):
     return name, value
 
 
-def make_parser(learners, chosen=None):
-    """The parser of main.py's command line, with the flags of these learners.
+def make_parser(learners, *chosen):
+    """The parser of main.py's command line, with the flags of these learners, and of the networks.
+
+    chosen   the learner and the network that come first (`hyperparameters`)
 
     A flag that is not given is absent from the parsed Namespace.
     """
@@ -191,8 +210,9 @@ def make_parser(learners, chosen=None):
     )
     group = parser.add_argument_group("learner (each flag with the learners that read it)")
     _add(group, MODEL, ", ".join(learners))
-    for flag, readers in hyperparameters(learners, chosen).values():
-        _add(group, flag, "read by " + ("all" if len(readers) == len(learners) else ", ".join(readers) or "none"))
+    _add(group, NETWORK, ", ".join(networks.names()))
+    for flag, readers in hyperparameters(learners | networks.read_all(), *chosen).values():
+        _add(group, flag, "read by " + ("all" if learners.keys() <= set(readers) else ", ".join(readers) or "none"))
     group.add_argument(
         "--learner_flag",
         type=named_value,
@@ -233,30 +253,31 @@ def parse(words=None, before=None):
     Raises UserError on a flag that breaks its rule.
     """
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
-    name = _model_in(words) or before.get("model", MODEL.default)
+    name, network = (_named_in(words, flag) or before.get(flag.name, flag.default) for flag in (MODEL, NETWORK))
     if {"-h", "--help"} & set(words):
         with suppress(UserError):  # then left_out says why
             learners |= {name: model.load(name)}
-        useless = left_out(learners)
+        useless = left_out(learners | networks.read_all())
         for name, why in useless.items():
             print(f"note: model/{name}.py is left out: {why}", file=sys.stderr)
         make_parser({name: learner for name, learner in learners.items() if name not in useless}).parse_args(["--help"])
     learner = model.load(name)
     about, learners = learners[name], learners | {name: learner}
-    parser = make_parser(learners, name)
+    network_flags = _network_flags(network, name, learner)
+    parser = make_parser(learners, name, f"networks/{network}")
     if not issubclass(learner, Learner):
         parser.remedy = f"; what model/{name}.py reads without declaring it: --learner_flag NAME=VALUE"
     given = vars(parser.parse_args(words))
     if before:
-        known = hyperparameters(learners, name).keys() | OWN
+        known = hyperparameters(learners | networks.read_all(), name, f"networks/{network}").keys() | OWN
         extra = {name: value for name, value in before.items() if name not in known and value is not None}
         theirs = {name: value for name, value in before.items() if name in known}
         earlier = vars(parser.parse_args(typed(theirs, extra)))  # checked like any
         extra = earlier.pop("learner_flag", []) + given.pop("learner_flag", [])
         given = earlier | given | ({"learner_flag": extra} if extra else {})
     given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
-    flags = {flag.name: flag.default for flag in (*RUN_FLAGS, *PAPER, *flags_of(learner))}
-    settings = Settings(flags | given, learner)
+    flags = {flag.name: flag.default for flag in (*RUN_FLAGS, *PAPER, *flags_of(learner), *network_flags)}
+    settings = Settings(flags | given, learner, network_flags)
     if settings.cuda and not torch.cuda.is_available():
         raise UserError("--cuda yes: PyTorch finds no CUDA device here; install a CUDA build of torch or say --cuda no")
     if os.path.basename(settings.data_file) != settings.data_file:
@@ -265,11 +286,25 @@ def parse(words=None, before=None):
     return settings
 
 
-def _model_in(words):
-    """The learner that a command line names, or None; all else of it is looked at later."""
+def _named_in(words, flag):
+    """The learner, or the network, that a command line names, or None; all else of it is looked at later."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--model", nargs="?")
-    return peek.parse_known_args(words)[0].model
+    peek.add_argument(f"--{flag.name}", nargs="?")
+    return getattr(peek.parse_known_args(words)[0], flag.name)
+
+
+def _network_flags(network, name, learner):
+    """The flags of a network for a learner. Raises UserError where it cannot be had, or the learner takes none."""
+    if takes_networks(learner):
+        return networks.flags_of(network)
+    if network != AUTO:
+        raise UserError(f"--network {network}: {name} makes a network of its own; leave --network out")
+    return ()
+
+
+def takes_networks(learner):
+    """Whether a learner's class learns with any network."""
+    return issubclass(learner, Learner) and learner.takes_networks
 
 
 def _extra_flags(pairs, parser, learner, about):
@@ -330,18 +365,20 @@ def typed(flags, learner_flags=()):
 
 
 def resolve(settings, data):
-    """(Settings, reason): engine, draws and threads made concrete for these data on this machine.
+    """(Settings, reason): network, engine, draws and threads made concrete for these data on this machine.
 
     data     has image_shape and class_ranges, as a tasks.taskset.TaskSet has
     reason   None, or a line that says why the native engine was not taken
 
-    Raises UserError where the engine asked for cannot run the learner.
+    Raises UserError where the engine asked for cannot run the learner, or the network cannot be had.
     """
     if settings.scenario == "class" and getattr(settings.learner, "needs_task", False):
         raise UserError(
             f"--scenario class tells no task at test, and {settings.model} has weights of its own for each task; "
             "choose another --model, or --scenario task"
         )
+    if takes_networks(settings.learner):
+        settings = settings.with_network(networks.chosen(learner_args(settings, data)))
     chosen, draws, threads = settings.engine, settings.draws, settings.threads
     why_not = engine.why_not_native(learner_args(settings, data), settings.learner)
     reason = None
@@ -354,7 +391,8 @@ def resolve(settings, data):
         draws = "shuffle" if chosen == "reference" else "uniform"
     if threads == 0:
         # batch-1 steps of a small MLP only lose by a second PyTorch thread
-        threads = 1 if chosen == "reference" and not data.image_shape else n_usable_cores()
+        small = settings.network == "mlp" or (settings.network == AUTO and not data.image_shape)
+        threads = 1 if chosen == "reference" and small else n_usable_cores()
     return settings.changed(engine=chosen, draws=draws, threads=threads), reason
 
 

@@ -48,7 +48,7 @@ def prepare(command):
     size = next((str(getattr(args, flag)) for flag in ("memories", "n_memories") if command.reads(flag)), "")
     label = " ".join(filter(None, (args.model, size, command.data, command.note, f"seed {args.seed}")))
     flags = command.flags | {"threads": str(args.threads)}
-    code = provenance.code_identity(args.model, args.engine)
+    code = provenance.code_identity(args.model, args.engine, args.network)
     return Job(flags, label, key_of(args.science(), data.identity, code), code, args.threads, args.cuda)
 
 

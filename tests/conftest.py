@@ -13,6 +13,7 @@ import torch
 
 import main
 import model
+from model import networks
 from model.flags import PAPER
 from run import settings
 from run.flags import RUN_FLAGS
@@ -89,9 +90,11 @@ def parse():
 
     def parse(words):
         given = vars(parser.parse_args(words))
-        learner = learners[given["model"]]
-        flags = (*RUN_FLAGS, *PAPER, *settings.flags_of(learner))
-        return settings.Settings({flag.name: flag.default for flag in flags} | given, learner)
+        learner, of_network = learners[given["model"]], ()
+        if settings.takes_networks(learner):
+            of_network = networks.flags_of(given.get("network", "auto"))
+        flags = (*RUN_FLAGS, *PAPER, *settings.flags_of(learner), *of_network)
+        return settings.Settings({flag.name: flag.default for flag in flags} | given, learner, of_network)
 
     return parse
 

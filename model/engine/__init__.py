@@ -8,6 +8,7 @@ import random
 
 import torch
 
+from model import networks
 from model.engine import _build
 from model.engine.reference import ReferenceEngine
 from model.flags import DRAWS, ENGINES
@@ -40,10 +41,10 @@ def why_not_native(args, learner_class):
     """None where the native engine can run the learner on this data, else the reason, a phrase."""
     if args.cuda:
         return "it computes on the CPU, and --cuda yes was given"
-    if args.image_shape:
-        return "it runs MLPs on plain vectors, and the data are images"
     if issubclass(learner_class, torch.nn.Module):
         return f"{learner_class.__module__} is a torch module of its own"
+    if networks.chosen(args) != "mlp":
+        return f"it runs MLPs, and the network{' for these images' * bool(args.image_shape)} is {networks.chosen(args)}"
     try:
         from model.engine import native  # noqa: F401
     except ImportError as error:

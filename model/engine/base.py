@@ -105,6 +105,14 @@ class Network(ABC):
     def predict(self, x, t):
         """(B, C) outputs for x (B, D) of task t; -10e10 for classes that are not the task's."""
 
+    def n_weights(self):
+        """How many numbers it learns."""
+        return sum(value.numel() for value in self.state_dict().values())
+
+    def is_finite(self):
+        """Whether all weights are finite numbers."""
+        return all(bool(torch.isfinite(value).all()) for value in self.state_dict().values())
+
     @abstractmethod
     def state_dict(self):
         """The weights, as torch tensors on the CPU under PyTorch's names."""

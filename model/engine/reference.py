@@ -41,7 +41,10 @@ class ReferenceNetwork(base.Network):
 
     def __init__(self, engine, module, examples, lr, class_ranges):
         self.engine, self.module, self.examples, self.lr, self.class_ranges = engine, module, examples, lr, class_ranges
-        self.parameters = list(module.parameters())
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self._masks = {
+            name for name, value in module.state_dict().items() if value.is_floating_point() and value.isinf().any()
+        }
         self._before = []  # theta0 of each open reptile block
         self._anchors = []  # (strength * importance, theta*), one tensor for each parameter, of each past task
 
@@ -144,7 +147,12 @@ class ReferenceNetwork(base.Network):
     # Reptile
 
     def _interpolated(self):
-        return [value for value in self.module.state_dict().values() if value.is_floating_point()]
+        """What Reptile moves: the weights, and the running statistics with the weights that they were taken of.
+
+        (docs/your_network.md says why.) A mask of -inf among the buffers stays what it is.
+        """
+        state = self.module.state_dict()
+        return [value for name, value in state.items() if value.is_floating_point() and name not in self._masks]
 
     def begin_reptile(self):
         self._before.append([value.clone() for value in self._interpolated()])
@@ -216,6 +224,13 @@ class ReferenceNetwork(base.Network):
         parts = x.to(self.engine.device).split(self.module.most_rows or len(x))
         outputs = torch.cat([self.module(part, t) for part in parts]) if len(parts) > 1 else self.module(parts[0], t)
         return outputs if self.class_ranges is None else networks.masked(outputs, [t] * len(outputs), self.class_ranges)
+
+    def n_weights(self):
+        return sum(p.numel() for p in self.parameters)
+
+    def is_finite(self):
+        """Whether the weights that it learns are; a mask of -inf among the buffers is none of them."""
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
 
     def state_dict(self):
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}

@@ -105,7 +105,8 @@ def test_announces_what_it_does_on_stderr(task_file, run_main):
     assert lines[0].startswith("online on tiny.pt: ") and "tiny.pt" in lines[0]
     assert lines[1] == "3 tasks; 21 examples to learn in 21 minibatches; 8 evaluations on 30 test examples"
     assert lines[2] == "engine: reference (draws: shuffle; threads: 1); seed: 0"
-    assert len(lines) == 3 and "\r" not in found.err, "no progress bar where there is no terminal"
+    assert lines[3] == "network: mlp (99 weights), the default for vectors of 12 inputs"
+    assert len(lines) == 4 and "\r" not in found.err, "no progress bar where there is no terminal"
 
 
 def test_progress_when_asked(task_file, run_main):

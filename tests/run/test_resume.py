@@ -425,7 +425,7 @@ def test_auto_starts_anew_where_there_is_nothing_of_this_very_run(go, tmp_path, 
     (folder / "results" / "gem_tiny.pt_junk.checkpoint").rmdir()
     assert_same(result_in(folder), wanted)
     path = stop(go, folder, 6, *words)
-    monkeypatch.setattr(provenance, "code_identity", lambda learner, engine: "other")
+    monkeypatch.setattr(provenance, "code_identity", lambda *of: "other")
     assert "goes on" not in go(folder, *words, "--resume", "auto").err, "another program's"
     assert (folder / path).exists()
 
