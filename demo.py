@@ -27,7 +27,7 @@ def demo(seed):
         code = program.main([*flags.split(), *COMMON.split(), "--seed", str(seed), "--save_path", str(folder)])
         if code:
             return code
-    runs, _ = read.read_folder(folder)
+    runs, _ = read.read_results(folder)
     found, _ = tables.experiments(runs)
     print(f"\n{'learner':10} {'memories':>8} {'RA':>7} {'LA':>7} {'BTI':>7} {'seconds':>8}")
     for it in found:
@@ -36,7 +36,7 @@ def demo(seed):
     print(
         "RA: accuracy kept on all tasks at the end. LA: accuracy right after learning. BTI: what later tasks did to it."
     )
-    drawing = figures.draw((figures.task_curves, found[0].data, found))
+    drawing = figures.draw((figures.task_curves, None, found, figures.looks(found)))
     picture = folder / "forgetting.png"
     with writing(picture) as file:
         file.write(drawing.png)

@@ -1,8 +1,9 @@
-"""Fetches task files, or writes generated ones.
+"""Fetches task files, or writes generated ones, or makes one of your arrays.
 
 python get_data.py rotations               the authors' MNIST Rotations: fetched, verified, unpacked into data/ (4.4 GB)
 python get_data.py rotations --generate    the like from the shipped MNIST (30 kB), with options
 python get_data.py cifar100                CIFAR-100 as 20 tasks of 5 classes (160 MB)
+python get_data.py pack OUT.npz --train a.npz b.npz --test c.npz d.npz     your own, one pair of arrays (x, y) a task
 
 main.py needs none of it for MNIST: where there is no file, it builds the tasks in memory.
 """
@@ -10,6 +11,7 @@ main.py needs none of it for MNIST: where there is no file, it builds the tasks 
 import argparse
 import os
 import pickle
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+import tasks
 from disk.atomic import writing
 from disk.resources import check_room
 from errors import UserError
-from tasks import files
+from tasks import files, pack, sources
 from tasks.archives import Failed, download, extract, verify_md5
 from tasks.files import load_tasks
 from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
@@ -30,6 +33,7 @@ __all__ = ["load_tasks", "fetch", "generate", "main"]
 BYTES_PER_TASK = 70_000 * (784 * 4 + 8)  # of MNIST in the original's format
 CIFAR_TASKS, CIFAR_CLASSES = 20, 100
 GENERATED = tuple(kind.removeprefix("mnist_") for kind in files.N_TASKS)
+FETCHED = tuple(name for name in GENERATED if files.N_TASKS[f"mnist_{name}"])
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ ARCHIVES = {
         members=(f"mnist_{name}.pt",),
         unpacked=files.N_TASKS[f"mnist_{name}"] * BYTES_PER_TASK,
     )
-    for name in GENERATED
+    for name in FETCHED
 } | {
     "cifar100": Archive(
         base="https://www.cs.toronto.edu/~kriz/",
@@ -66,10 +70,11 @@ ARCHIVES = {
 }
 WRITERS = {"compact": (".npz", files.write_compact), "original": (".pt", files.write_original)}
 OPTIONS = {  # of files.build
-    "n_tasks": (int, "number of tasks (20; manypermutations: 100)"),
+    "n_tasks": (int, "number of tasks (20; manypermutations: 100; split: of two classes each)"),
     "min_angle": (float, "degrees, of rotations (0)"),
     "max_angle": (float, "degrees, of rotations (180)"),
     "seed": (int, "of angles and permutations (0)"),
+    "mnist": (Path, "folder of four IDX files to generate them from, instead of the shipped MNIST"),
 }
 
 
@@ -164,6 +169,8 @@ def generate(name, folder, form, **options):
     if name not in GENERATED:
         raise UserError("cifar100 cannot be generated; fetch it: python get_data.py cifar100")
     ending, write = WRITERS[form]
+    if "mnist" in options:
+        options["mnist_path"] = options.pop("mnist")
     path = folder / f"mnist_{name}{ending}"
     write(files.build(f"mnist_{name}", **options), path)
     other = path.with_suffix(".pt")
@@ -174,7 +181,7 @@ def generate(name, folder, form, **options):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=(*ARCHIVES, "all"))
+    parser.add_argument("name", choices=(*dict.fromkeys((*ARCHIVES, *GENERATED)), "all"))
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="folder to write to (data/)")
     parser.add_argument("--url", help="address of a folder that has the archive, instead of its home")
     parser.add_argument("--generate", action="store_true", help="write the tasks from the shipped MNIST, fetch nothing")
@@ -184,6 +191,7 @@ def parse(arguments):
         group.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args(arguments)
     args.options = {flag: value for flag, value in vars(args).items() if flag in OPTIONS}
+    args.generate |= args.name in GENERATED and args.name not in ARCHIVES  # nobody has it to fetch
     if args.options and not args.generate:
         parser.error(f"--{min(args.options)} goes with --generate: what is fetched is as it is")
     return args
@@ -207,23 +215,82 @@ def run(args, name):
     return 0
 
 
+def parse_pack(words):
+    parser = argparse.ArgumentParser(
+        prog="get_data.py pack",
+        description="Makes a task file of arrays that NumPy or PyTorch saved. " + sources.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, help="the task file, OUT.npz")
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="files of the tasks, in their order")
+    parser.add_argument("--test", type=Path, nargs="+", help="the same to test on; not for files that hold both")
+    parser.add_argument("--image_shape", type=int, nargs=3, metavar=("C", "H", "W"), help="for networks on images")
+    parser.add_argument(
+        "--class_ranges",
+        type=_class_range,
+        nargs="+",
+        metavar="START:STOP",
+        help="labels START to STOP - 1 of each task; or none: all classes belong to all tasks; "
+        "otherwise found where no label is in two tasks",
+    )
+    args = parser.parse_args(words)
+    if args.class_ranges and None in args.class_ranges:
+        if len(args.class_ranges) > 1:
+            parser.error("--class_ranges is either none, or START:STOP for each task")
+        args.class_ranges = ()
+    return args
+
+
+def _class_range(word):
+    try:
+        start, stop = (int(number) for number in word.split(":"))
+    except ValueError:
+        if word == "none":
+            return None
+        raise argparse.ArgumentTypeError(f"{word!r} is not START:STOP, two whole numbers") from None
+    return start, stop
+
+
+def run_pack(args):
+    """Packs; returns 0."""
+    train, test = sources.gather(args.train, args.test)
+    packed = tasks.save(args.out, train, test, args.image_shape, args.class_ranges)
+    for line in pack.describe(packed):
+        print(line)
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
+    print(f"learn it: python main.py --data_path {shlex.quote(str(args.out.parent))} --data_file {args.out.name}")
+    return 0
+
+
 def main(arguments=None):
     """Runs the command line; returns the exit code: 0, 1 (a fetch failed), 2 (bad input, no room), 130 (Ctrl-C)."""
-    args = parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["pack"]:
+        return reporting(lambda: run_pack(parse_pack(words[1:])))
+    args = parse(words)
     names = (args.name,)
     if args.name == "all":
         names = GENERATED if args.generate else tuple(ARCHIVES)
-    try:
+
+    def make_all():
         os.makedirs(args.data_path, exist_ok=True)
         return max([run(args, name) for name in names])
+
+    return reporting(make_all, "what has been fetched is kept, and the same command goes on from there")
+
+
+def reporting(work, kept="nothing is written"):
+    """The exit code of some work; says what ended it, and what is kept."""
+    try:
+        return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; what has been fetched is kept: the same command goes on from there", file=sys.stderr)
+        print(f"error: {error}; {kept}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what has been fetched is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"stopped; {kept}", file=sys.stderr)
         return 130
 
 

@@ -3,38 +3,26 @@
 import os
 import shlex
 import sys
-import time
-from contextlib import suppress
 
 from errors import UserError
-from get_data import load_tasks
-from run import checkpoints, life, saving, settings
-from run.watchers import ProgressBar, TensorBoard
+from run import checkpoints, life, saving
+from run.watchers import say
 
 
 def run(given, checkpoint=None):
     """One run: load the tasks, build the learner, learn, save. Returns the exit code.
 
-    given        parsed settings
-    checkpoint   None, or (path, content) of the checkpoint to go on from
+    given, checkpoint   as life.parse gives them
     """
     saving.check_writable(given)
-    begin = time.perf_counter()
-    tasks = load_tasks(given.data_path, given.data_file, given.data_seed)
-    this = life.prepare(given, tasks, time.perf_counter() - begin, checkpoint)
-    announce(this)
-    watchers = [ProgressBar(this.settings.progress, this.experience)]
-    if this.settings.tensorboard:
-        watchers.append(TensorBoard(this.settings.tensorboard, this.experience))
-    with checkpoints.Checkpointer(this.settings.checkpoint_every, this.journal, this.experience, say) as checkpointer:
-        try:
-            failed = this.learn(watchers, checkpointer, say)
-        except checkpoints.Stopped as stop:
-            say(f"stopped by {stop}")
-            if stop.checkpoint:
-                say(f"go on with: python main.py --resume {shlex.quote(str(stop.checkpoint))}")
-            return 128 + stop.signal
-        return finish(this, failed)
+    try:
+        with life.lived(given, checkpoint, announce, say) as (this, failed):
+            return finish(this, failed)
+    except checkpoints.Stopped as stop:
+        say(f"stopped by {stop}")
+        if stop.checkpoint:
+            say(f"go on with: python main.py --resume {shlex.quote(str(stop.checkpoint))}")
+        return 128 + stop.signal
 
 
 def finish(this, failed):
@@ -43,9 +31,7 @@ def finish(this, failed):
     if failed and not this.experience.evaluations:
         say(f"error: {name} failed: {failed['failure']}; it was never evaluated, so there is nothing to save")
         return 1
-    path, line, trouble = saving.save(this, failed)
-    if not trouble:
-        this.journal.discard_checkpoints()
+    path, line, trouble = this.save(failed)
     earlier = this.earlier()
     if earlier:
         say(f"tasks known from before: RA {earlier['RA_before']:.3f}, now {earlier['RA_after']:.3f}")
@@ -72,26 +58,17 @@ def announce(this):
         f"{stream.n_evaluations(chosen.log_every):,} evaluations on {n_test:,} test examples"
     )
     say(f"engine: {chosen.engine} (draws: {chosen.draws}; threads: {chosen.threads}); seed: {chosen.seed}")
+    if tasks.class_ranges:
+        which = "each task's classes compete alone" if chosen.scenario == "task" else "all classes compete"
+        say(f"scenario: {chosen.scenario}; {which}")
     for remark in this.remarks:
         say(remark)
-    for name in chosen.read_in_vain():
-        say(f"note: {chosen.model} does not read --{name}")
-
-
-def say(text):
-    """Prints a line on stderr; a run goes on where nobody can hear it."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments=None):
     """Runs the command line; returns the exit code: 0, 1 (a failed run), 2 (bad input), 128 + a signal's number."""
     try:
-        given, checkpoint = settings.parse(arguments), None
-        if given.resume not in (None, "auto"):
-            checkpoint = given.resume, checkpoints.load(given.resume)
-            given = settings.parse(arguments, before=checkpoint[1]["flags"])
-        return run(given, checkpoint)
+        return run(*life.parse(arguments))
     except UserError as error:
         say(f"error: {error}")
         return 2

@@ -1,6 +1,14 @@
-"""Native against reference engine, measured side by side in one run: `make bench`, or one part of it by name.
+"""What the native engine takes, beside others in one run: `make bench`, or one part of it by name.
+
+    kernels      pieces of the kernels' work, against the kernels of an earlier commit
+    suite        the whole of mer_examples.sh, estimated from its parts, against the same commit
+    peers        the same pieces of work in plain PyTorch
+    hits         evaluation in fixed point: images whose answer is not the float kernel's
+
+and against the reference engine:
 
     steps        one SGD step of every learner, and one example at the paper's settings
+    successors   one example of the learners that came after, at batch size 1 with 10 draws
     evaluation   one test image
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
@@ -11,6 +19,7 @@ both; a whole run is made once. No number here is a test.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -24,8 +33,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks import works  # noqa: E402
 from model.engine import _compiled  # noqa: E402
 from run import life, provenance, settings  # noqa: E402
 from run.evaluation import Evaluator, n_scored  # noqa: E402
@@ -35,6 +46,8 @@ from tasks.files import load_tasks  # noqa: E402
 ENGINES = ("native", "reference")
 ROTATIONS = "mnist_rotations.pt"
 MANY = "mnist_manypermutations.pt"
+BEFORE = "2bfddd2"  # the last commit before the kernels were written anew for the same bits on every machine
+SPLIT = "mnist_split.pt"
 
 
 def make_experience(tasks, flags, engine, threads=1):
@@ -58,7 +71,13 @@ def fill(experience):
     learner, n_tasks = experience.learner, len(experience.tasks)
     for t in range(n_tasks if hasattr(learner, "memory") else 0):
         for x, _, y in examples(experience, t, -(-learner.memory.capacity // n_tasks)):
-            learner.memory.remember(learner.examples.put(0, x, t, y)[0])
+            if hasattr(learner.memory, "begin"):
+                learner.memory.begin(t)
+            slots = learner.examples.put(0, x, t, y)
+            if hasattr(learner.memory, "scores"):
+                learner.memory.add(slots, [0.5])
+            else:
+                learner.memory.remember_all(slots)
 
 
 def seconds_per_example(experience, t, budget=1.0, stretches=5):
@@ -85,18 +104,123 @@ def paired(make, measure):
 
 
 class Table:
-    """Rows of (what, unit, native, reference), printed as they come."""
+    """Rows of (what, unit, native, another), printed as they come; the other is the reference engine or as it says."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, before):
+        self.rows, self.before = [], before  # the commit to measure against
         print(f"{'':58} {'native':>12} {'reference':>12}  ratio")
 
-    def add(self, what, unit, native, reference=None, note=""):
-        ratio = None if reference is None else reference / native
-        row = {"what": what, "unit": unit, "native": native, "reference": reference, "ratio": ratio, "note": note}
+    def add(self, what, unit, native, other=None, note="", against="reference"):
+        ratio = None if other is None else other / native
+        row = {"what": what, "unit": unit, "native": native, against: other, "ratio": ratio, "note": note}
         self.rows.append(row)
-        shown = [f"{value:12.4g}" if value is not None else f"{'':12}" for value in (native, reference)]
-        print(f"{f'{what} [{unit}]':58} {shown[0]} {shown[1]}  {f'{ratio:.1f}x' if ratio else ''} {note}", flush=True)
+        shown = [f"{value:12.4g}" if value is not None else f"{'':12}" for value in (native, other)]
+        said = ", ".join(part for part in (f"against {against}" if against != "reference" else "", note) if part)
+        print(f"{f'{what} [{unit}]':58} {shown[0]} {shown[1]}  {f'{ratio:.2f}x' if ratio else ''} {said}", flush=True)
+
+
+@contextlib.contextmanager
+def checkout(commit):
+    """A folder with that commit and its kernels built; a folder that is one already is taken as it is."""
+    if Path(commit).is_dir():
+        yield Path(commit).resolve()
+        return
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "before"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", folder, commit], cwd=ROOT, check=True)
+        try:
+            build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+            subprocess.run(build, cwd=folder, check=True)
+            yield folder
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", folder], cwd=ROOT, check=True)
+
+
+@contextlib.contextmanager
+def both(before):
+    """A worker of this checkout, and one of that commit's."""
+    data = ROOT / "data"
+    with checkout(before) as folder, works.Worker(ROOT, data) as now, works.Worker(folder, data) as then:
+        yield now, then
+
+
+def bench_kernels(table):
+    """Pieces of work; the checkouts take turns, each has the best of its rounds."""
+    with both(table.before) as workers:
+        for what in works.WORKS:
+            rounds = [[worker.ask(what) for worker in workers] for _ in range(5)]
+            now, then = (1e6 * min(times) for times in zip(*rounds, strict=True))
+            table.add(what, "us", now, then, against=table.before)
+
+
+def bench_suite(table):
+    """The core-seconds of one seed of mer_examples.sh, estimated run by run from an example and an evaluation."""
+    times = {}
+    words = {True: "yes", False: "no"}
+    with both(table.before) as workers:
+        for experiment in experiments():
+            flags = " ".join(
+                f"--{name} {words.get(value, value) if isinstance(value, bool) else value}"
+                for name, value in experiment.items()
+            )
+            rounds = [[worker.ask("run", flags) for worker in workers] for _ in range(2)]
+            times[flags] = np.min(rounds, axis=0)  # (now, then) x (learning, evaluation)
+    parts = np.sum(list(times.values()), axis=0)
+    for what, (now, then) in {"learning": parts[:, 0], "evaluation": parts[:, 1], "all": parts.sum(1)}.items():
+        table.add(f"{len(times)} runs of mer_examples.sh: {what}", "core s", now, then, "estimated", table.before)
+    model_of = {flags: flags.split("--model ")[1].split()[0] for flags in times}
+    for model in sorted(set(model_of.values())):
+        now, then = sum(times[flags].sum(1) for flags in times if model_of[flags] == model)
+        table.add(f"of these {model}", "core s", now, then, "estimated", table.before)
+
+
+def bench_peers(table):
+    """Pieces of work in PyTorch; they take turns, each has the best of its rounds."""
+    with works.Worker(ROOT, ROOT / "data") as ours, works.Worker(ROOT, ROOT / "data") as theirs:
+        for what, peers in works.PEERS.items():
+            for peer in peers:
+                rounds = [(ours.ask(what), theirs.ask(what, peer)) for _ in range(3)]
+                now, then = (1e6 * min(times) for times in zip(*rounds, strict=True))
+                table.add(what, "us", now, then, against=peer)
+
+
+def bench_hits(table, wanted=10_000_000):
+    """Hits in fixed point that are not the float kernel's, over (image, net) pairs: nets are fresh, learn task after
+    task, or diverge. An image's label is what PyTorch answers, so that any other answer is a hit less."""
+    tasks = [task for name in (ROTATIONS, works.PERMUTATIONS) for task in load_tasks(str(ROOT / "data"), name).tasks]
+    n = differ = left = nets = 0
+    kept = {}  # {id of images: (compiled, as inputs)}
+    while n < wanted:
+        rng = np.random.default_rng(nets)
+        layers = [(W * np.float32(rng.uniform(0.5, 2)), b) for W, b in works.weights((100, 100, 64, 37)[nets // 4 % 4])]
+        net = _compiled.MLP(layers[:1], layers[1:], (0.003, 0.03, 0.3, 3.0)[nets % 4])
+        held = _compiled.Examples(500, 784)
+        nets += 1
+        for t in rng.integers(len(tasks), size=8):
+            test, train = tasks[t].test, tasks[t].train
+            if id(test.images) not in kept:
+                kept[id(test.images)] = (
+                    _compiled.TestImages(test.images),
+                    torch.from_numpy(test.images / np.float32(255)),
+                )
+            images, x = kept[id(test.images)]
+            ((W, b),), above = net.weights()
+            seen = test.pixel_map >= 0
+            mapped = torch.zeros(x.shape[1], len(b)).index_add(
+                0, torch.from_numpy(test.pixel_map[seen]), torch.from_numpy(W.T[seen])
+            )
+            h = x @ mapped + torch.from_numpy(b)
+            for W, b in above:
+                h = h.relu() @ torch.from_numpy(W).T + torch.from_numpy(b)
+            of_task = 0, test.pixel_map, h.argmax(1).numpy(), 0, len(x)
+            hits, computed = images.count(net, *of_task)
+            differ += abs(hits - images.correct(net, *of_task, False))
+            n, left = n + len(x), left + computed
+            index = rng.integers(len(train), size=500)
+            held.put_many(0, np.ascontiguousarray(train.inputs(index).numpy()), 0, train.labels[index].tolist())
+            net.sgd_each(held, list(range(500)))
+    note = f"{differ} hits more or less than in float; {left / n:.1%} were left to float; {nets} nets in 8 stages each"
+    table.add("fixed point: pairs of an image and a net", "pairs", n, note=note)
 
 
 def steps_per_example(args):
@@ -136,6 +260,26 @@ def bench_steps(table):
         n = steps_per_example(args)
         if n > 1:
             table.add(f"{name}: SGD step of {n}", "us", times["native"] / n, times["reference"] / n)
+
+
+def bench_successors(table):
+    """An example of the learners that came after MER, on Rotations, the memory being full; ER beside them."""
+    tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
+    for name in ("eralg4", "agem", "der", "derpp", "mir", "er_ace", "lamaml", "clser", "gss"):
+        flags = f"--model {name} --lr 0.03 --memories 200 --replay_batch_size 10 --samples_per_task 1000"
+
+        def make(engine, flags=flags):
+            experience = make_experience(tasks, flags, engine)
+            fill(experience)
+            for x, t, y in examples(experience, 0, 2):  # er_ace does less in its first task
+                experience.learner.observe(x, t, y)
+            return experience
+
+        def measure(experience):
+            return seconds_per_example(experience, len(tasks.tasks) - 1)
+
+        times = paired(make, measure)
+        table.add(f"{name} 200 10: example", "us", *(1e6 * times[engine] for engine in ENGINES))
 
 
 def bench_evaluation(table):
@@ -262,16 +406,49 @@ def retained(found):
     return ", ".join(f"RA {engine} {one[0]['stats']['RA']:.3f}" for engine, one in found.items())
 
 
-PARTS = {"steps": bench_steps, "evaluation": bench_evaluation, "tasks": bench_tasks, "runs": bench_runs}
+def bench_split(table):
+    """Split MNIST, task- and class-incremental: an example of online SGD and of replay, and a test image."""
+    tasks = load_tasks(str(ROOT / "data"), SPLIT)
+    n_images = sum(n_scored(len(task.test)) for task in tasks.tasks)
+    for scenario in ("task", "class"):
+        for name, own in (("online", ""), ("eralg4", "--memories 500 --replay_batch_size 25")):
+            flags = f"--model {name} --lr 0.03 --samples_per_task 1000 --scenario {scenario} {own}"
+
+            def make(engine, flags=flags):
+                experience = make_experience(tasks, flags, engine)
+                fill(experience)
+                return experience
+
+            def learn(experience):
+                return seconds_per_example(experience, len(tasks.tasks) - 1)
+
+            def evaluate(experience):
+                begin = time.perf_counter()
+                experience.evaluator.evaluate(experience.learner).accuracies()
+                return (time.perf_counter() - begin) / n_images
+
+            times = paired(make, learn)
+            table.add(f"split, {scenario}: {name}: example", "us", *(1e6 * times[engine] for engine in ENGINES))
+        times = paired(make, evaluate)
+        table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] for engine in ENGINES))
+
+
+PARTS = {"kernels": bench_kernels, "suite": bench_suite, "peers": bench_peers, "hits": bench_hits}
+PARTS |= {"steps": bench_steps, "successors": bench_successors, "evaluation": bench_evaluation, "tasks": bench_tasks}
+PARTS |= {"split": bench_split, "runs": bench_runs}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", help=f"parts to measure: {', '.join(PARTS)}; all if none is named")
-    chosen = parser.parse_args().part or list(PARTS)
+    parser.add_argument(
+        "--against", default=BEFORE, help="commit that kernels and suite are compared with (%(default)s)"
+    )
+    args = parser.parse_args()
+    chosen = args.part or list(PARTS)
     if unknown := [part for part in chosen if part not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(PARTS)}")
-    table = Table()
+    table = Table(args.against)
     for part in chosen:
         PARTS[part](table)
     folder = ROOT / "results" / "bench"

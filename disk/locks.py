@@ -5,6 +5,7 @@ On a network file system it must reach across machines: NFS 4, or NFS 3 with its
 local_lock=flock), Lustre mounted with -o flock, GPFS, CephFS. Where a system has no flock, every claim succeeds.
 """
 
+import errno
 import os
 from contextlib import suppress
 
@@ -35,35 +36,39 @@ def claim(path, create=False):
     create   makes the file where it is missing
     """
     while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
-        except PermissionError:  # a read-only file can be locked too, but for NFS
-            descriptor = os.open(path, os.O_RDONLY)
-        found = Claim(descriptor)
-        if not _lock(descriptor):
+        if create:
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666))
+        found = _locked(path)
+        if found is None:
             return None
-        if _is_at(descriptor, path):
+        if _is_at(found.descriptor, path):
             return found
         found.close()  # replaced or deleted by who held it: there may be another of its name
 
 
 def claim_open(file):
-    """The Claim of a file that is open for writing and that nobody else knows yet."""
-    found = Claim(os.dup(file.fileno()))
-    with suppress(OSError):  # a file system without locks
-        _lock(found.descriptor)
-    return found
-
-
-def _lock(descriptor):
-    """Whether the lock could be had."""
-    if fcntl is None:
-        return True
+    """The Claim of a file that is being written under a name that nobody else knows yet."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return _locked(file.name)
+    except OSError:  # a file system without locks
+        return Claim(None)
+
+
+def _locked(path):
+    """The Claim of the file that is there now, or None. Open for reading, so that it keeps no disk from being made
+    read-only; where a lock takes a file that is open for writing (NFS), for that.
+    """
+    for mode in (os.O_RDONLY, os.O_RDWR):
+        found = Claim(os.open(path, mode))
+        try:
+            if fcntl is not None:
+                fcntl.flock(found.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return found
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBADF or mode == os.O_RDWR:
+                raise
 
 
 def _is_at(descriptor, path):

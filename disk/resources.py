@@ -1,6 +1,7 @@
-"""Disk and memory: is there enough?"""
+"""Disk, memory and cores: is there enough?"""
 
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,8 @@ def available_memory():
     except OSError:
         return math.inf
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf)
+
+
+def n_usable_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,8 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import torch  # slow to import: who wants the names alone need not wait
+    import torch
 
 NAMES = ("RA", "LA", "BTI", "FWT", "AAA", "forgetting")  # of the summaries of Metrics
 
@@ -26,6 +28,8 @@ NAMES = ("RA", "LA", "BTI", "FWT", "AAA", "forgetting")  # of the summaries of M
 @dataclass(frozen=True)
 class Metrics:
     """The accuracy matrix of a run and its summaries, all float32 in 0..1; T tasks, of which K were learned.
+
+    Tensors, or NumPy arrays where result_a was one.
 
     order     (K,)    the tasks in the order in which they were learned
     baseline  (T,)    accuracy of the untrained net
@@ -65,7 +69,7 @@ class Metrics:
     @property
     def FWT(self):
         """Forward transfer: sum over j >= 1 of R[j-1, j] - baseline[j], over the number of tasks (the first has 0)."""
-        gain = self.baseline.new_zeros(len(self.order))
+        gain = 0 * self.baseline[: len(self.order)]
         for j in range(1, len(self.order)):
             gain[j] = self.matrix[j - 1, j] - self.baseline[j]
         return gain.mean()
@@ -81,10 +85,8 @@ class Metrics:
 
         Below zero where a task was never better than at the end.
         """
-        earlier = len(self.order) - 1
-        if earlier == 0:
-            return self.baseline.new_zeros(())
-        return (self.matrix[:-1, :earlier].amax(0) - self.final[:earlier]).mean()
+        drops = [max(rows[:-1]) - rows[-1] for rows in self.matrix.T[: len(self.order) - 1].tolist()]
+        return sum(drops) / max(len(drops), 1)
 
     @property
     def stats(self):
@@ -109,15 +111,18 @@ def summarise(result_t, result_a):
     Columns follow the order of presentation, so a shuffled run is judged like any other (tasks that were never learned
     come last, by number).
 
-    Raises ValueError where the two do not belong together or a task comes back after another.
+    result_a may be a tensor, lists, or a NumPy array. Raises ValueError where the two do not belong together or a task
+    comes back after another.
     """
-    import torch
+    if isinstance(result_a, np.ndarray):
+        result_a = result_a.astype(np.float32)
+    else:
+        import torch  # slow to import: who has arrays need not wait
 
-    result_t = torch.as_tensor(result_t).flatten()
-    result_a = torch.as_tensor(result_a, dtype=torch.float32)
-    if result_a.ndim != 2 or len(result_t) != len(result_a) or not result_a.numel():
+        result_a = torch.as_tensor(result_a, dtype=torch.float32)
+    if result_a.ndim != 2 or len(result_t) != len(result_a) or 0 in result_a.shape:
         raise ValueError(
-            f"result_t {tuple(result_t.shape)} and result_a {tuple(result_a.shape)} must be (E,) and (E, T), none empty"
+            f"result_t ({len(result_t)},) and result_a {tuple(result_a.shape)} must be (E,) and (E, T), none empty"
         )
     current = [int(t) for t in result_t]
     ends = [i for i in range(len(current)) if i + 1 == len(current) or current[i] != current[i + 1]]
@@ -127,6 +132,6 @@ def summarise(result_t, result_a):
         raise ValueError(f"result_t must name each task of 0..{n_tasks - 1} in one run at most, not {order}")
     columns = order + [t for t in range(n_tasks) if t not in order]
     result_a = result_a[:, columns]
-    rank = torch.tensor([order.index(t) for t in current])
-    seen = result_a.cumsum(1)[range(len(rank)), rank] / (rank + 1)
-    return Metrics(order, result_a[0], result_a[ends], seen)
+    rank = [order.index(t) for t in current]
+    means = result_a.cumsum(1) / (0 * result_a + 1).cumsum(1)  # over the first 1, 2, … tasks
+    return Metrics(order, result_a[0], result_a[ends], means[range(len(rank)), rank])

@@ -51,6 +51,25 @@ def load(name):
     return foreign.import_net(name)
 
 
+def create(name, n_inputs, n_outputs, n_tasks, **flags):
+    """The learner of a name, for a loop of one's own.
+
+        learner = model.create("meralg1", n_inputs=784, n_outputs=10, n_tasks=20, lr=0.03, memories=200)
+        learner.observe(x, t, y)            # x (B, 784) floats, t the task, y (B,) labels
+        learner.forward(x, t).argmax(1)     # at any moment
+        learner.load_state(learner.state())
+
+    flags   by their names, with the defaults and checks of the command line: those that the learner reads; seed;
+            batch_size, the most examples that `observe` gets at once; engine, draws, threads, cuda; learner_flag
+            {name: value}; image_shape (C, H, W) and class_ranges [(first, last + 1), ...] of the data
+
+    Global random streams are as before; torch computes with as many threads as it is told. Raises UserError.
+    """
+    from run.from_python import create  # which knows the flags; the only thing here that needs a run
+
+    return create(name, n_inputs, n_outputs, n_tasks, **flags)
+
+
 def _meant(name, known):
     if ELSEWHERE.get(name) in known:
         return f", which is {ELSEWHERE[name]} here"

@@ -21,6 +21,7 @@ DRAWS = ("uniform", "shuffle")  # random sources of the memories: model.memory
 
 SCIENCE = "science"  # a run's numbers depend on it
 SHAPE = "shape"  # so does the layout of the learner's state: a learner that goes on must have the same
+CHANCE = "chance"  # so do they on this, but not their distribution: runs of one experiment may differ in it
 DATA = "data"  # it says which tasks; the identity of the tasks stands for it
 FREE = "free"  # no number depends on it: it may differ between the parts of a run that was stopped
 PLACE = "place"  # nor on this, where a run's files and words go: a sweep decides it for its runs
@@ -32,7 +33,7 @@ class Flag:
 
     parse     turns the text into the value, or raises argparse.ArgumentTypeError with the rule
     default   the value where the flag is not given
-    role      what depends on it: SCIENCE, SHAPE, DATA, FREE or PLACE
+    role      what depends on it: SCIENCE, SHAPE, CHANCE, DATA, FREE or PLACE
     bare      the value of `--name` alone; None where it needs a VALUE
     """
 
@@ -109,10 +110,24 @@ MEMORY_STRENGTH = Flag(
 MEMORIES = Flag("memories", integer(1), 5120, "capacity of the reservoir, in examples", role=SHAPE)
 REPLAY_BATCH_SIZE = Flag("replay_batch_size", integer(0), 20, "draws from memory for each batch, the paper's k-1")
 GAMMA = Flag("gamma", number(0), 1.0, "Reptile step across batches")
-BETA = Flag("beta", number(0), 1.0, "Reptile step within a batch")
+BETA = Flag("beta", number(0), 1.0, "meralg1: Reptile step within a batch; derpp: weight of the loss of labelled draws")
 BATCHES_PER_EXAMPLE = Flag("batches_per_example", integer(1), 1, "batches for each incoming example, the paper's s")
 S = Flag("s", number(0), 1.0, "multiplies the loss of the current example")
 PAPER = (
     *(N_HIDDENS, N_LAYERS, LR, FINETUNE, N_MEMORIES, MEMORY_STRENGTH, MEMORIES, REPLAY_BATCH_SIZE, GAMMA, BETA),
     *(BATCHES_PER_EXAMPLE, S),
 )
+SAME_SIZE = 0.02  # memories as close as this count as one size: 51 for each of 100 tasks are the paper's 5120
+FOR_A_PENALTY = ("ewc",)  # learners whose n_memories only estimate one: they never learn from them again
+
+
+def memory_size(model, flags, n_tasks):
+    """How many examples a learner keeps to learn from again: its reservoir, or the memories of all tasks together.
+
+    flags   {name: value} of those that the learner reads
+    None where it keeps none, so that there is no size to compare it by.
+    """
+    size = flags.get("memories")
+    if size is None and model not in FOR_A_PENALTY:
+        size = n_tasks * flags.get("n_memories", 0)
+    return size or None

@@ -14,6 +14,7 @@ class Net(Learner):
     """
 
     flags = (*Learner.flags, FINETUNE)
+    needs_task = True
 
     def build(self):
         self.nets = [self.task_network(t) for t in range(self.n_tasks)]
@@ -30,9 +31,18 @@ class Net(Learner):
 
     def learn(self, batch, t):
         if t != self.latest.task and t > 0 and self.args.finetune:
-            self.nets[t].copy_from(self.nets[self.latest.task])
+            self.take_over(self.nets[t], self.nets[self.latest.task])
         self.latest.task = t
         self.nets[t].sgd(batch)
+
+    def take_over(self, net, other):
+        """theta of another network; less its output layer where it has another number of classes."""
+        known, given = net.state_dict(), other.state_dict()
+        fitting = {name: value for name, value in given.items() if value.shape == known[name].shape}
+        if len(fitting) == len(given):
+            net.copy_from(other)
+        else:
+            net.load_state_dict(fitting)
 
     def network_of(self, t):
         return self.nets[t]

@@ -21,11 +21,14 @@ class Learner(ABC):
 
     flags = (LR, N_HIDDENS, N_LAYERS)
     takes_networks = True  # whether it learns with any network that --network names
+    needs_task = False  # whether an answer depends on the task of the example
+    mixes_tasks = False  # whether its stream is one of all tasks at once, not of one task after another
+    keeps_logits = False  # whether examples have `logits`, what the network once gave out for them
 
     def __init__(self, n_inputs, n_outputs, n_tasks, args):
         self.args, self.n_inputs, self.n_outputs, self.n_tasks = args, n_inputs, n_outputs, n_tasks
         self.engine = engine.create(args)
-        self.examples = self.engine.examples(n_inputs)
+        self.examples = self.engine.examples(n_inputs, n_outputs if self.keeps_logits else 0)
         self.first_free_slot = args.minibatch_slots  # the slots before it take the incoming minibatch
         self.build()
 
@@ -126,7 +129,7 @@ class Learner(ABC):
             setattr(self, name, state["own"][name])
         self.engine.draws.setstate(state["draws"])
 
-    def _check_examples(self, slots, x, t, y):
+    def _check_examples(self, slots, x, t, y, logits=None):
         """How many examples a state keeps, besides the latest minibatch. Raises ValueError where it cannot be ours."""
         first, n_kept = self.first_free_slot, sum(slot >= self.first_free_slot for slot in slots)
         latest = len(slots) - n_kept
@@ -135,6 +138,10 @@ class Learner(ABC):
             raise ValueError("its examples are not where examples are")
         if not x.shape == (len(slots), self.n_inputs) or not t.shape == y.shape == (len(slots),):
             raise ValueError(f"its examples are not {len(slots)} of {self.n_inputs} inputs")
+        if (logits is not None) != self.keeps_logits:
+            raise ValueError("its examples have logits" if logits is not None else "its examples have no logits")
+        if self.keeps_logits and logits.shape != (len(slots), self.n_outputs):
+            raise ValueError(f"its examples do not have {self.n_outputs} logits each")
         if slots and not (0 <= t.min() <= t.max() < self.n_tasks and 0 <= y.min() <= y.max() < self.n_outputs):
             raise ValueError(f"its examples are not of {self.n_tasks} tasks and {self.n_outputs} classes")
         return n_kept

@@ -1,10 +1,30 @@
 """Episodic memories and how they are drawn from. An example is known by its slot in the engine's `Examples`."""
 
 import random
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 MOST_SEEN = 1 << 31  # examples that a reservoir can choose from: what the compiled draws can do
+
+
+def choose(random, weights, k):
+    """min(k, n) different indices of n weights, none negative, one after another, each with a chance in proportion.
+
+    Those of weight 0 are never chosen, unless all are 0: then each has the same chance. One random() for each of them.
+    """
+    left, chosen = np.array(weights, dtype=float), []
+    if not left.any():
+        left[:] = 1
+    for _ in range(min(k, np.count_nonzero(left))):
+        sums, last = np.cumsum(left), np.flatnonzero(left)[-1]
+        chosen.append(min(int(np.searchsorted(sums, random() * sums[-1], side="right")), int(last)))
+        left[chosen[-1]] = 0
+    return chosen
 
 
 class ShuffleDraws:
@@ -27,6 +47,10 @@ class ShuffleDraws:
             drawn.append(order[j])
         return drawn
 
+    def sample(self, n, k):
+        """min(k, n) different indices of 0..n-1, in random order."""
+        return self.shuffle(n)[:k]
+
     def discard(self, n, k):
         """Moves the stream as a draw does whose indices nobody wants: the original throws some away."""
         self.draw(n, k)
@@ -40,6 +64,14 @@ class ShuffleDraws:
         order = list(range(n))
         self._random.shuffle(order)
         return order
+
+    def random(self):
+        """Uniform in [0, 1)."""
+        return self._random.random()
+
+    def choose(self, weights, k):
+        """`choose` with these numbers."""
+        return choose(self.random, weights, k)
 
     def getstate(self):
         return self._random.getstate()
@@ -58,6 +90,10 @@ class UniformDraws:
         """min(k, n) indices uniform over 0..n-1, with replacement."""
         return self._generator.integers(n, size=min(k, n)).tolist() if n else []
 
+    def sample(self, n, k):
+        """min(k, n) different indices of 0..n-1, in random order."""
+        return self._generator.choice(n, min(k, n), replace=False).tolist() if n else []
+
     def discard(self, n, k):
         """Nothing: this stream is nobody else's, and needs no draw that nobody wants."""
 
@@ -69,6 +105,14 @@ class UniformDraws:
         """The numbers 0..n-1 in random order."""
         return self._generator.permutation(n).tolist()
 
+    def random(self):
+        """Uniform in [0, 1)."""
+        return float(self._generator.random())
+
+    def choose(self, weights, k):
+        """`choose` with these numbers."""
+        return choose(self.random, weights, k)
+
     def getstate(self):
         return self._generator.bit_generator.state
 
@@ -76,39 +120,86 @@ class UniformDraws:
         self._generator.bit_generator.state = state
 
 
+@dataclass(frozen=True)
+class Convention:
+    """What authors do differently with a reservoir of M examples, full, when another one comes.
+
+    highest       (N, N0) -> it takes place p ~ U{0..highest} if p < M, where N examples came so far, this one
+                  included, and N0 before those of its minibatch for which there was no room
+    replacement   whether examples are drawn with replacement
+    """
+
+    highest: Callable
+    replacement: bool
+
+
+RIEMER = Convention(lambda N, N0: N, replacement=True)  # kept with probability M / (N + 1): the original's
+VITTER = Convention(lambda N, N0: N - 1, replacement=False)  # M / N: Vitter 1985; Buzzega et al. 2020
+ALJUNDI = Convention(lambda N, N0: N0 - 1, replacement=False)  # M / N0: Aljundi et al. 2019, MIR
+
+
 class Reservoir:
     """A memory that holds a near uniform sample of all examples it was shown. (Vitter 1985; the paper's Algorithm 3)
 
     examples     where they lie: slots first_slot .. first_slot + capacity - 1 belong to the reservoir
+    convention   a Convention
     n_seen       N, examples passed so far; size, examples held
     """
 
-    def __init__(self, examples, first_slot, capacity, draws):
+    def __init__(self, examples, first_slot, capacity, draws, convention=RIEMER):
         self.examples, self.first_slot, self.capacity, self.draws = examples, first_slot, capacity, draws
-        self.size = self.n_seen = 0
+        self.convention, self.size, self.n_seen = convention, 0, 0
+        self._others = None, []  # t, and the slots of `of_other_tasks(t)`
 
     def draw(self, k):
-        """Slots of min(k, size) examples, uniform over the memory, with replacement."""
+        """Slots of min(k, size) examples, uniform over the memory."""
         first = self.first_slot
-        return [first + i for i in self.draws.draw(self.size, k)]
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [first + i for i in draw(self.size, k)]
 
     def discard_draw(self, k):
         """Keeps the original's random stream in step where it throws a draw away."""
         self.draws.discard(self.size, k)
 
-    def remember(self, example):
-        """Kept while there is room; then in place of slot p ~ U{0..N} if p < capacity.
+    def remember(self, example, n_before=None):
+        """Kept while there is room; then in place of a random one, or not at all, as the convention says.
 
-        N counts this example too, so acceptance is capacity / (N + 1), not capacity / N: the original's, kept.
+        n_before is the convention's N0, where this example is one of a minibatch. Returns its slot, or None.
         """
         self.n_seen += 1
         if self.size < self.capacity:
             place = self.size
             self.size += 1
         else:
-            place = self.draws.randint(self.n_seen)
-        if place < self.capacity:
-            self.examples.copy(example, self.first_slot + place)
+            place = self.draws.randint(self.convention.highest(self.n_seen, n_before or self.n_seen - 1))
+            if place >= self.capacity:
+                return None
+        slot = self.first_slot + place
+        self.examples.copy(example, slot)
+        self._tell_others(slot)
+        return slot
+
+    def remember_all(self, batch):
+        """Remembers the examples of a minibatch, in its order; their slots."""
+        n_before = max(self.n_seen, self.capacity)
+        return [self.remember(example, n_before) for example in batch]
+
+    def of_other_tasks(self, t):
+        """The slots of all examples held that are not of task t, in order."""
+        if t != self._others[0]:
+            slots = range(self.first_slot, self.first_slot + self.size)
+            self._others = t, [slot for slot in slots if self.examples.tasks[slot] != t]
+        return self._others[1]
+
+    def _tell_others(self, slot):
+        t, slots = self._others
+        if t is not None:
+            i = bisect_left(slots, slot)
+            known, other = i < len(slots) and slots[i] == slot, self.examples.tasks[slot] != t
+            if known and not other:
+                del slots[i]
+            elif other and not known:
+                slots.insert(i, slot)
 
     def state(self):
         return {"size": self.size, "n_seen": self.n_seen}
@@ -117,7 +208,209 @@ class Reservoir:
         size, n_seen = int(state["size"]), int(state["n_seen"])
         if not 0 <= size <= min(n_seen, self.capacity) or n_seen > MOST_SEEN:
             raise ValueError(f"{size} memories of {n_seen} in a reservoir of {self.capacity}")
-        self.size, self.n_seen = size, n_seen
+        self.size, self.n_seen, self._others = size, n_seen, (None, [])
+
+
+class TaskStartReservoir:
+    """A reservoir that is drawn from as it was when the current task began; in the first task, as it is.
+
+    An example that is replaced stays where it is as long as it can be drawn; the new one takes a free slot.
+
+    held    slots of the reservoir, by place; old: those when the task began, None in the first task; free: the others'
+    """
+
+    def __init__(self, examples, first_slot, capacity, draws, convention=RIEMER):
+        self.examples, self.first_slot, self.capacity, self.draws = examples, first_slot, capacity, draws
+        self.convention, self.task, self.n_seen = convention, None, 0
+        self.held, self.old, self.free, self.size = [], None, [], 0  # size: slots in use, free ones included
+
+    def begin(self, t):
+        """To be called before a minibatch of task t is learned."""
+        if t == self.task:
+            return
+        if self.task is not None:
+            self.free = sorted({*self.free, *(self.old or ())} - {*self.held}, reverse=True)
+            self.old = list(self.held)
+        self.task = t
+
+    def draw(self, k):
+        """Slots of min(k, held) of the examples, uniform over them."""
+        slots = self.held if self.old is None else self.old
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [slots[i] for i in draw(len(slots), k)]
+
+    def remember_all(self, batch):
+        """Remembers the examples of a minibatch, in its order."""
+        for example in batch:
+            self.remember(example)
+
+    def remember(self, example):
+        """Kept while there is room; then in place of a random one, or not at all, as the convention says."""
+        self.n_seen += 1
+        place = len(self.held)
+        if place == self.capacity:
+            place = self.draws.randint(self.convention.highest(self.n_seen, self.n_seen - 1))
+            if place >= self.capacity:
+                return
+        if place < len(self.held) and self.held[place] not in (self.old or ())[place : place + 1]:
+            self.free.append(self.held[place])
+        if self.free:
+            slot = self.free.pop()
+        else:
+            slot, self.size = self.first_slot + self.size, self.size + 1
+        self.held[place : place + 1] = [slot]
+        self.examples.copy(example, slot)
+
+    def state(self):
+        return {name: getattr(self, name) for name in ("task", "n_seen", "held", "old", "free")}
+
+    def load_state(self, state):
+        task, n_seen, held, free = state["task"], int(state["n_seen"]), list(state["held"]), list(state["free"])
+        old = None if state["old"] is None else list(state["old"])
+        slots = {*held, *(old or ()), *free}
+        if not (task is None or isinstance(task, int)) or slots != {self.first_slot + i for i in range(len(slots))}:
+            raise ValueError("the memories are not where memories are")
+        if len({*held}) != len(held) or {*free} & {*held, *(old or ())} or len(old or ()) > len(held):
+            raise ValueError("two memories lie in one place")
+        if len(held) > min(n_seen, self.capacity) or n_seen > MOST_SEEN:
+            raise ValueError(f"{len(held)} memories of {n_seen} in a reservoir of {self.capacity}")
+        self.task, self.n_seen, self.held, self.old, self.free, self.size = task, n_seen, held, old, free, len(slots)
+
+
+class PastTasks:
+    """A reservoir of past tasks alone: a random sample of a task, per_task examples, enters when the task is over.
+
+    It holds up to `capacity` examples of past tasks, and besides the sample of the current one.
+
+    past    slots of the examples of past tasks, by place in the reservoir
+    """
+
+    def __init__(self, examples, first_slot, capacity, per_task, draws, convention):
+        self.examples, self.first_slot, self.capacity, self.per_task = examples, first_slot, capacity, per_task
+        self.draws, self.convention = draws, convention
+        self.task, self.past, self.sample, self.free = None, [], [], []  # the rest: lists of slots
+        self.n_past = self.n_of_task = 0  # examples shown to either
+
+    @property
+    def size(self):
+        return len(self.past) + len(self.sample) + len(self.free)
+
+    def draw(self, k):
+        """Slots of min(k, held) examples of past tasks, uniform over the memory."""
+        draw = self.draws.draw if self.convention.replacement else self.draws.sample
+        return [self.past[i] for i in draw(len(self.past), k)]
+
+    def begin(self, t):
+        """To be called before a minibatch of task t is learned: if the task is new, the last one's sample is kept."""
+        if t == self.task:
+            return
+        for i in self.draws.shuffle(len(self.sample)):
+            self._keep(self.sample[i])
+        self.task, self.sample, self.n_of_task = t, [], 0
+
+    def _keep(self, slot):
+        self.n_past += 1
+        place = self._place(len(self.past), self.capacity, self.n_past)
+        if place == len(self.past):
+            self.past.append(slot)
+            return
+        if place is not None:
+            slot, self.past[place] = self.past[place], slot
+        self.free.append(slot)
+
+    def remember_all(self, batch):
+        """Shows it a minibatch of the current task."""
+        for example in batch:
+            self.n_of_task += 1
+            place = self._place(len(self.sample), self.per_task, self.n_of_task)
+            if place == len(self.sample):
+                self.sample.append(self.free.pop() if self.free else self.first_slot + self.size)
+            if place is not None:
+                self.examples.copy(example, self.sample[place])
+
+    def _place(self, size, capacity, n_seen):
+        """The place that the n-th example takes among `size`: a new one, one of theirs, or None."""
+        if size < capacity:
+            return size
+        place = self.draws.randint(self.convention.highest(n_seen, n_seen - 1))
+        return place if place < capacity else None
+
+    def state(self):
+        lists = {name: list(getattr(self, name)) for name in ("past", "sample", "free")}
+        return {"task": self.task, **lists, "n_past": self.n_past, "n_of_task": self.n_of_task}
+
+    def load_state(self, state):
+        task, past, sample, free = state["task"], *(list(state[name]) for name in ("past", "sample", "free"))
+        n_past, n_of_task = int(state["n_past"]), int(state["n_of_task"])
+        slots = sorted(past + sample + free)
+        if not (task is None or isinstance(task, int)) or slots != [self.first_slot + i for i in range(len(slots))]:
+            raise ValueError("the memories are not where memories are")
+        for held, most, n in ((past, self.capacity, n_past), (sample, self.per_task, n_of_task)):
+            if len(held) > min(n, most) or n > MOST_SEEN:
+                raise ValueError(f"{len(held)} memories of {n} where there is room for {most}")
+        self.task, self.past, self.sample, self.free = task, past, sample, free
+        self.n_past, self.n_of_task = n_past, n_of_task
+
+
+class ScoredMemory:
+    """Examples with scores, -1..1: the lower, the likelier they stay. New ones wait until they are n_candidates.
+
+    size     examples held, at slots first_slot ..; before them lie those that wait, n_waiting of them
+    scores   float64 array of those held
+    """
+
+    def __init__(self, examples, first_slot, capacity, n_candidates, draws):
+        self.examples, self.capacity, self.n_candidates, self.draws = examples, capacity, n_candidates, draws
+        self.first_waiting, self.first_slot = first_slot, first_slot + n_candidates
+        self.size = self.n_waiting = 0
+        self.scores = np.empty(0)
+
+    def batches(self, k):
+        """All slots in random order, in batches of k, the last of which may be smaller; none where nothing is held."""
+        slots = [self.first_slot + i for i in self.draws.shuffle(self.size)] if self.size else []
+        return [slots[i : i + k] for i in range(0, self.size, k)]
+
+    def wait(self, example):
+        """All that wait, a list of slots, if they are n_candidates with this example, and wait no longer; else none."""
+        self.examples.copy(example, self.first_waiting + self.n_waiting)
+        self.n_waiting = (self.n_waiting + 1) % self.n_candidates
+        return [] if self.n_waiting else list(range(self.first_waiting, self.first_slot))
+
+    def has_room(self):
+        return self.size < self.capacity
+
+    def add(self, candidates, scores):
+        """Keeps the first of the candidates, as many as there is room for."""
+        room = self.capacity - self.size
+        for candidate in candidates[:room]:
+            self.examples.copy(candidate, self.first_slot + self.size)
+            self.size += 1
+        self.scores = np.concatenate([self.scores, scores[:room]])
+
+    def compete(self, candidates, scores):
+        """Each candidate may replace a memory, drawn with a chance in proportion to its score above the least one.
+
+        It does with probability a / (a + b), a = (the memory's score + 1) / 2, b = (its own + 1) / 2.
+        """
+        above = self.scores - self.scores.min()
+        rivals = self.draws.choose(above / (above.max() + 0.01), len(candidates))
+        for candidate, score, rival in zip(candidates, scores, rivals, strict=False):  # there may be fewer rivals
+            b, a = (max(0.0, (value + 1) / 2) for value in (score, self.scores[rival]))
+            if self.draws.choose([b, a], 1) == [1]:
+                self.examples.copy(candidate, self.first_slot + rival)
+                self.scores[rival] = score
+
+    def state(self):
+        return {"size": self.size, "n_waiting": self.n_waiting, "scores": torch.tensor(self.scores)}
+
+    def load_state(self, state):
+        size, n_waiting = int(state["size"]), int(state["n_waiting"])
+        if not (0 <= size <= self.capacity and 0 <= n_waiting < self.n_candidates):
+            raise ValueError(f"{size} memories in a memory of {self.capacity}, {n_waiting} of {self.n_candidates} wait")
+        scores = state["scores"].double()
+        if scores.shape != (size,) or not bool((scores.abs() <= 1.001).all()):
+            raise ValueError(f"scores of {size} memories that are none")
+        self.size, self.n_waiting, self.scores = size, n_waiting, scores.numpy().copy()
 
 
 class TaskRings:
@@ -197,6 +490,46 @@ class FirstExamples:
         if not isinstance(size, int) or size < 0 or not (task is None or (isinstance(task, int) and task >= 0)):
             raise ValueError(f"it keeps {size} examples of task {task}")
         self.task, self.size = task, size
+
+
+class OldLogits:
+    """What a network once gave out for the example at each place of a reservoir: (capacity, n_outputs), 0 at first."""
+
+    def __init__(self, capacity, n_outputs):
+        self.logits = torch.zeros(capacity, n_outputs)
+
+    def losses(self, places, labels):
+        """(B,) float32 array: the cross-entropy of the logits at these places."""
+        return F.cross_entropy(self.logits[places], torch.tensor(labels), reduction="none").numpy()
+
+    def state(self):
+        return {"logits": self.logits.clone()}
+
+    def load_state(self, state):
+        if state["logits"].shape != self.logits.shape:
+            raise ValueError(f"old logits {tuple(state['logits'].shape)} for {tuple(self.logits.shape)}")
+        self.logits = state["logits"].to(torch.float32, copy=True)
+
+
+class ClassesSeen:
+    """The largest label that was seen, -1 before any was, and the task that was learned first, None before."""
+
+    def __init__(self, n_outputs, n_tasks):
+        self.n_outputs, self.n_tasks, self.largest, self.first_task = n_outputs, n_tasks, -1, None
+
+    def see(self, labels, t):
+        """Labels of a minibatch of task t."""
+        self.largest = max(self.largest, *labels)
+        self.first_task = t if self.first_task is None else self.first_task
+
+    def state(self):
+        return {"largest": self.largest, "first_task": self.first_task}
+
+    def load_state(self, state):
+        largest, task = state["largest"], state["first_task"]
+        if largest not in range(-1, self.n_outputs) or not (task is None or task in range(self.n_tasks)):
+            raise ValueError(f"its largest label is {largest}, its first task {task}")
+        self.largest, self.first_task = largest, task
 
 
 class LatestTask:

@@ -9,6 +9,7 @@ class Net(Learner):
     """Online SGD; the first of the `n_layers` hidden layers is the task's own, the others are shared."""
 
     takes_networks = False
+    needs_task = True
 
     def build(self):
         args = self.args

@@ -18,12 +18,13 @@ Sources
     reservoir   Vitter: Random Sampling with a Reservoir, ACM Trans. Math. Software 11, 1985, Algorithm R
 """
 
+import io
 import json
+import math
 import os
-import time
+import sqlite3
 import weakref
-import zlib
-from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -174,22 +175,21 @@ class Reservoir(_Drawing):
 
     capacity   M, the most items that it holds
     seed       decides what is kept and what is drawn: a whole number, or a numpy.random.Generator
-    folder     None: the items are in memory. Else they lie in files there, memory-mapped, so that there may be more
-               than memory holds; the system keeps in memory what is used.
+    folder     None: the items are in memory. Else they lie in an SQLite database there, memory-mapped, so that there
+               may be more than memory holds; the system keeps in memory what is used.
     n_seen     N, items shown so far: its age, part of its state
 
     Item number N comes in with chance M/N exactly, in place of one chosen uniformly; an item that was shown is there
     with chance M/N whenever it came. (The paper's own code drew from one number too many: M/(N+1).)
 
     An item is any object; tensors in it, in dicts, lists and tuples nested as you like, are copied and detached, on
-    their device; what is drawn is the item itself. In a folder, items are tensors, NumPy arrays and numbers in such
-    nests, all of the same shapes and types (pad what has no fixed size); copies of them come back, on the CPU. One
-    process writes a folder, any number read it meanwhile (`ReservoirReader`): an item is checked by its checksum, so
-    that nobody sees half of one.
+    their device; what is drawn is the item itself. In a folder, items are tensors, NumPy arrays, numbers, texts and
+    None in such nests (TypeError for others); copies of them come back, on the CPU. One process writes a folder, any
+    number read it meanwhile (`ReservoirReader`); nobody sees half an item.
 
     Where a folder holds items of an earlier life, load_state_dict goes on with them; until then add and draw raise
-    RuntimeError. The two latest states that were taken can be loaded, also after the process was killed: no item
-    of theirs is overwritten. That, and not M, bounds the size of the file: M items and those that came in between.
+    RuntimeError. The two latest states that were taken can be loaded, also after the process was killed: the
+    folder keeps the items of theirs that were replaced since. What goes wrong with the files is a sqlite3.Error.
     """
 
     def __init__(self, capacity, seed=0, folder=None):
@@ -197,15 +197,15 @@ class Reservoir(_Drawing):
             raise ValueError(f"capacity={capacity!r}: it must be a whole number of items, 1 or more")
         self.capacity, self.n_seen = capacity, 0
         self._random = _generator(seed)
-        self._items = _InMemory() if folder is None else _OnDisk(Path(folder), capacity)
+        self._items = _InMemory() if folder is None else _InFolder(Path(folder))
 
     def add(self, item):
         """Shows it an item. Returns the place where it is now, or None where it was not kept."""
-        self._items.check(item)
+        self._items.must_be_ready()
         n = self.n_seen + 1
-        place = len(self) if len(self) < self.capacity else int(self._random.integers(n))
+        place = n - 1 if n <= self.capacity else int(self._random.integers(n))
         if place < self.capacity:
-            self._items.put(place, item)
+            self._items.put(place, item, n)
         self.n_seen = n
         return place if place < self.capacity else None
 
@@ -215,12 +215,12 @@ class Reservoir(_Drawing):
             self.add(item)
 
     def state_dict(self):
-        """What `load_state_dict` needs: age, random state, and the items; of a folder, where they are on the disk."""
+        """What `load_state_dict` needs: age, random state, and the items; of a folder, which state of it."""
         return {
             "capacity": self.capacity,
             "n_seen": self.n_seen,
             "random": self._random.bit_generator.state,
-            "items": self._items.state(),
+            "items": self._items.state(self.n_seen),
         }
 
     def load_state_dict(self, state):
@@ -229,7 +229,7 @@ class Reservoir(_Drawing):
             raise ValueError(
                 f"a state of a reservoir of {state['capacity']} items; this one's capacity is {self.capacity}"
             )
-        self._items.load(state["items"])
+        self._items.load(state["items"], state["n_seen"])
         self._random.bit_generator.state = state["random"]
         self.n_seen = state["n_seen"]
 
@@ -242,15 +242,21 @@ class ReservoirReader(_Drawing):
     """Draws from the folder of a `Reservoir` that another process fills: len, [place] and draw.
 
     Make one in each process (each worker of a DataLoader), with a seed of its own: two of one seed draw the same.
-    Raises FileNotFoundError where `folder` is no reservoir's, OSError where an item is damaged.
+    Raises sqlite3.Error where `folder` is no reservoir's.
     """
 
     def __init__(self, folder, seed=0):
-        self._items = _FolderItems(Path(folder))
-        self._random = _generator(seed)
+        self._items, self._random = _FolderItems(Path(folder), "ro"), _generator(seed)
+        len(self)
 
-    def __getstate__(self):
-        raise TypeError("a ReservoirReader is made in the process that uses it, with a seed of its own")
+    def close(self):
+        """Lets go of the folder."""
+        self._items.close()
+
+    def draw(self, k):
+        """As `Reservoir.draw`."""
+        with self._items.unchanging():  # the writer may go back to a state with fewer items
+            return super().draw(k)
 
 
 # items in memory
@@ -268,308 +274,189 @@ def _own(item):
 
 
 class _InMemory(list):
-    def check(self, item):
+    def must_be_ready(self):
         pass
 
-    def put(self, place, item):
+    def put(self, place, item, number):
         self[place : place + 1] = [_own(item)]  # at the end: one more
 
-    def state(self):
+    def state(self, n_seen):
         return list(self)
 
-    def load(self, items):
+    def load(self, items, n_seen):
         self[:] = items
 
     def close(self):
         pass
 
 
-# items in files
-#
-# layout.json   what an item looks like: the nest, each leaf's kind, type and shape
-# items.bin     records, all of one size: a CRC-32 of the data (4 bytes, 4 unused), the data, 0..7 bytes of padding
-# index.bin     int64: items held, the ids of the two latest states (0: none), then for each place its record's number
-#
-# A new item goes to a free record, and then its place to that record; so a record that a reader or a state may know
-# stays whole. The writer writes through the file (a full disk is an OSError, not a SIGBUS) and reads through the map.
-
-HELD, STATES, PLACES = 0, slice(1, 3), 3
-PATIENCE = 1.0  # seconds until a record that is not whole counts as damaged and not as being written
+# items as bytes: how many of them are text, the text (JSON of the nest, its tensors and arrays by what they are), then
+# the bytes of those
 
 
-def _layout(item, path=""):
-    """What an item looks like, as JSON has it. TypeError for what cannot lie in a file."""
+def _encode(item):
+    parts = []
+    text = json.dumps(_described(item, parts)).encode()
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def _described(item, parts, where=""):
     if isinstance(item, torch.Tensor):
-        return ["tensor", str(item.dtype).removeprefix("torch."), list(item.shape)]
+        parts.append(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {"tensor": [str(item.dtype).removeprefix("torch."), list(item.shape)]}
     if isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
-        return ["array", item.dtype.str, list(item.shape)]
-    if type(item) in (bool, int, float):
-        return [type(item).__name__]
-    if type(item) is dict:
-        if bad := [key for key in item if type(key) not in (str, int)]:
-            raise TypeError(f"item{path}: a key {bad[0]!r}; in a folder keys are text or whole numbers")
-        return ["dict", [[key, _layout(value, f"{path}[{key!r}]")] for key, value in item.items()]]
+        parts.append(item.tobytes())
+        return {"array": [item.dtype.str, list(item.shape)]}
+    if type(item) is dict and all(type(key) in (str, int) for key in item):
+        return {"dict": [[key, _described(value, parts, f"{where}[{key!r}]")] for key, value in item.items()]}
     if type(item) in (list, tuple):
-        return [type(item).__name__, [_layout(value, f"{path}[{i}]") for i, value in enumerate(item)]]
+        return {type(item).__name__: [_described(value, parts, f"{where}[{i}]") for i, value in enumerate(item)]}
+    if type(item) in (bool, int, float, str, type(None)):
+        return item
     raise TypeError(
-        f"item{path} is a {type(item).__name__}; in a folder items are tensors, arrays of numbers and numbers, "
-        "in dicts, lists and tuples"
+        f"item{where} is a {type(item).__name__}; in a folder items are tensors, arrays of numbers, numbers, texts and "
+        "None, in lists, tuples and dicts whose keys are texts or whole numbers"
     )
 
 
-NUMBERS = {"bool": np.dtype(np.uint8), "int": np.dtype(np.int64), "float": np.dtype(np.float64)}
+def _decode(data):
+    start = 8 + int.from_bytes(data[:8], "little")
+    return _item(json.loads(data[8:start]), io.BytesIO(data[start:]))
 
 
-def _size(layout):
-    """Bytes of an item's data."""
-    kind, *about = layout
-    if kind in NUMBERS:
-        return NUMBERS[kind].itemsize
-    if kind in ("tensor", "array"):
-        dtype, shape = about
-        return int(np.prod(shape, dtype=np.int64)) * (
-            getattr(torch, dtype).itemsize if kind == "tensor" else np.dtype(dtype).itemsize
-        )
-    return sum(_size(part[1] if kind == "dict" else part) for part in about[0])
-
-
-def _write(item, layout, data, at=0):
-    """Writes the item to data (bytes, uint8) from `at` on; returns where it ends."""
-    kind = layout[0]
+def _item(described, parts):
+    if not isinstance(described, dict):
+        return described
+    ((kind, content),) = described.items()
     if kind == "dict":
-        for key, part in layout[1]:
-            at = _write(item[key], part, data, at)
-        return at
+        return {key: _item(value, parts) for key, value in content}
     if kind in ("list", "tuple"):
-        for value, part in zip(item, layout[1], strict=True):
-            at = _write(value, part, data, at)
-        return at
-    if kind == "tensor":
-        raw = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    else:
-        raw = np.ascontiguousarray(item, NUMBERS.get(kind)).reshape(-1).view(np.uint8)
-    end = at + len(raw)
-    data[at:end] = raw
-    return end
-
-
-def _read(layout, data, at=0):
-    """(item, where it ends) of data from `at` on."""
-    kind = layout[0]
-    if kind == "dict":
-        item = {}
-        for key, part in layout[1]:
-            item[key], at = _read(part, data, at)
-        return item, at
-    if kind in ("list", "tuple"):
-        values = []
-        for part in layout[1]:
-            value, at = _read(part, data, at)
-            values.append(value)
-        return (values if kind == "list" else tuple(values)), at
-    end = at + _size(layout)
-    raw = data[at:end].copy()  # aligned, and its own
-    if kind == "tensor":
-        dtype, shape = getattr(torch, layout[1]), layout[2]
-        return torch.from_numpy(raw).view(dtype).reshape(shape) if len(raw) else torch.empty(shape, dtype=dtype), end
+        return {"list": list, "tuple": tuple}[kind](_item(value, parts) for value in content)
+    dtype, shape = content
+    dtype, n = np.dtype(dtype) if kind == "array" else getattr(torch, dtype), math.prod(shape)
+    raw = bytearray(parts.read(n * dtype.itemsize))
     if kind == "array":
-        return raw.view(np.dtype(layout[1])).reshape(layout[2]), end
-    return {"bool": bool, "int": int, "float": float}[kind](raw.view(NUMBERS[kind])[0]), end
+        return np.frombuffer(raw, dtype).reshape(shape)
+    return (torch.frombuffer(raw, dtype=dtype) if n else torch.empty(0, dtype=dtype)).reshape(shape)
+
+
+# items in a folder
+
+TABLES = """
+CREATE TABLE items (
+    number INTEGER PRIMARY KEY,  -- of the item, as it was shown: 1..n_seen
+    place INTEGER,
+    until INTEGER,               -- NULL while it is there; else the latest of the states that it is in
+    item BLOB
+);
+CREATE UNIQUE INDEX held ON items (place) WHERE until IS NULL;
+CREATE TABLE states (state INTEGER PRIMARY KEY, id INTEGER);  -- the two latest
+"""
 
 
 class _FolderItems:
     """The items of a folder, to be read."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self._index = np.memmap(folder / "index.bin", np.int64, mode=self.index_mode)
-        self._layout = self._map = None
+    def __init__(self, folder, mode, *also):
+        self._folder, self._process = folder, os.getpid()
+        address = f"{(folder / 'items.sqlite').absolute().as_uri()}?mode={mode}"
+        self._database = sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
+        self.close = weakref.finalize(self, _close, self._database, *also)
+        self._database.execute("PRAGMA mmap_size = 1099511627776")  # as much of it as SQLite's own limit allows
 
-    index_mode = "r"
+    def _execute(self, words, *values):
+        if os.getpid() != self._process:
+            raise RuntimeError(f"{self._folder} was opened by another process, before a fork; open it in each")
+        return self._database.execute(words, values)
 
     def __len__(self):
-        return int(self._index[HELD])
-
-    def _open(self):
-        """Maps the records, as many as there are now."""
-        if self._layout is None:
-            self._set_layout(json.loads((self.folder / "layout.json").read_text()))
-        path = self.folder / "items.bin"
-        n = path.stat().st_size // self._record_size
-        if n:
-            self._map = np.memmap(path, np.uint8, "r", shape=(n, self._record_size))
-
-    def _set_layout(self, layout):
-        self._layout, self._data_size = layout, _size(layout)
-        self._record_size = (8 + self._data_size + 7) // 8 * 8
+        (last,) = self._execute("SELECT max(place) FROM items WHERE until IS NULL").fetchone()
+        return 0 if last is None else last + 1
 
     def __getitem__(self, place):
-        give_up = None
-        while True:
-            record = int(self._index[PLACES + place])
-            if self._map is None or record >= len(self._map):
-                self._open()
-            if self._map is not None and record < len(self._map):
-                raw = np.array(self._map[record])
-                data = raw[8 : 8 + self._data_size]
-                if int(raw[:4].view(np.uint32)[0]) == zlib.crc32(data) and self._index[PLACES + place] == record:
-                    return _read(self._layout, data)[0]
-            give_up = give_up or time.monotonic() + PATIENCE
-            if time.monotonic() > give_up:
-                raise OSError(f"the item at place {place} of {self.folder} is damaged (record {record} of items.bin)")
+        return _decode(*self._execute("SELECT item FROM items WHERE place = ? AND until IS NULL", place).fetchone())
+
+    @contextmanager
+    def unchanging(self):
+        """Within it, the folder is read as it is now, whatever is written meanwhile."""
+        self._execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._database.rollback()
 
 
-class _OnDisk(_FolderItems):
+class _InFolder(_FolderItems):
     """The items of a folder, written by this process."""
 
-    index_mode = "r+"
+    _ready = True
 
-    def __init__(self, folder, capacity):
+    def __init__(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = []
-        self._close_files = weakref.finalize(self, _close_all, self._files)
-        self._claim(folder)
-        index = folder / "index.bin"
-        if not index.exists():
-            _write_whole(index, np.zeros(PLACES + capacity, np.int64).tobytes())
-        super().__init__(folder)
-        if len(self._index) != PLACES + capacity:
-            held = len(self._index) - PLACES
-            self.close()
-            raise ValueError(f"{folder} is of a reservoir of {held} items, not {capacity}; take that or another folder")
-        self._ready, self._process = len(self) == 0, os.getpid()
-        self._n_records, self._free = 0, []  # records in use or free
-        self._replaced = deque()  # for each of the two latest states: records replaced since
-        self._file = open(folder / "items.bin", "r+b" if (folder / "items.bin").exists() else "w+b", buffering=0)
-        self._files.append(self._file)
-        if self._ready:  # begins anew
-            self._file.truncate(0)
-            (folder / "layout.json").unlink(missing_ok=True)
-
-    def _claim(self, folder):
         lock = open(folder / "writer.lock", "w")
-        self._files.append(lock)
         if fcntl:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._close_files()
+                lock.close()
                 raise RuntimeError(
                     f"another process, or another Reservoir here, writes to {folder}; read it with ReservoirReader"
                 ) from None
+        super().__init__(folder, "rwc", lock)
+        self._execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+        self._execute("PRAGMA synchronous = NORMAL")
+        if not self._execute("SELECT name FROM sqlite_master").fetchone():
+            self._database.executescript(TABLES)
+        self._state, self._shown = self._latest(), 0  # the latest state, and the items shown before it
+        self._ready = len(self) == 0
 
-    def _must_be_ours(self):
-        if self._file.closed or os.getpid() != self._process:
-            raise RuntimeError(f"{self.folder} is written to by the process that opened it, until it closes it")
+    def _latest(self):
+        return self._execute("SELECT coalesce(max(state), 0) FROM states").fetchone()[0]
 
-    def _must_be_ready(self):
-        self._must_be_ours()
+    def must_be_ready(self):
         if not self._ready:
             raise RuntimeError(
-                f"{self.folder} holds {len(self)} items of an earlier reservoir: load_state_dict goes on with them; "
-                "to begin anew, remove the folder"
+                f"{self._folder} holds the items of an earlier reservoir: load_state_dict goes on with them; to begin "
+                "anew, remove the folder"
             )
 
-    def __getitem__(self, place):
-        if not self._ready:
-            self._must_be_ready()
-        return super().__getitem__(place)
+    def _execute(self, words, *values):
+        self.must_be_ready()
+        return super()._execute(words, *values)
 
-    def check(self, item):
-        self._must_be_ready()
-        layout = _layout(item)
-        if self._layout is None:
-            self._begin(layout)
-        elif layout != self._layout:
-            raise ValueError(f"an item of {_text(layout)}; those before it in {self.folder} are {_text(self._layout)}")
-
-    def _begin(self, layout):
-        _write_whole(self.folder / "layout.json", json.dumps(layout).encode())
-        self._set_layout(layout)
-
-    def put(self, place, item):
-        raw = np.zeros(self._record_size, np.uint8)
-        data = raw[8 : 8 + self._data_size]
-        _write(item, self._layout, data)
-        raw[:4].view(np.uint32)[0] = zlib.crc32(data)
-        record = self._free[-1] if self._free else self._n_records
-        self._write_record(record, raw)
-        if self._free:
-            self._free.pop()
-        else:
-            self._n_records += 1
-        if place < len(self):
-            (self._replaced[-1] if self._replaced else self._free).append(int(self._index[PLACES + place]))
-        self._index[PLACES + place] = record
-        self._index[HELD] = max(len(self), place + 1)
-
-    def _write_record(self, record, raw):
-        size = self._record_size
-        if (record + 1) * size > os.fstat(self._file.fileno()).st_size:
-            self._file.truncate((record + 64 + record // 4) * size)  # holes, so that maps last
-        self._file.seek(record * size)
-        left = memoryview(raw)
-        while left:
-            left = left[self._file.write(left) :]
+    def put(self, place, item, number):
+        data = _encode(item)
+        with self._database:
+            self._execute("DELETE FROM items WHERE place = ? AND until IS NULL AND number > ?", place, self._shown)
+            self._execute("UPDATE items SET until = ? WHERE place = ? AND until IS NULL", self._state, place)
+            self._execute("INSERT INTO items VALUES (?, ?, NULL, ?)", number, place, data)
 
     # states
 
-    def state(self):
-        self._must_be_ready()
-        id = int.from_bytes(os.urandom(7), "big") + 1
-        os.fsync(self._file.fileno())
-        self._index[STATES] = self._index[2], id
-        self._index.flush()
-        self._replaced.append([])
-        while len(self._replaced) > 2:
-            self._free += self._replaced.popleft()
-        return {"id": id, "records": torch.from_numpy(np.array(self._index[PLACES : PLACES + len(self)]))}
+    def state(self, n_seen):
+        id = int.from_bytes(os.urandom(7), "little")
+        with self._database:
+            self._execute("INSERT INTO states VALUES (?, ?)", self._state + 1, id)
+            self._execute("DELETE FROM states WHERE state < ?", self._state)
+            self._execute("DELETE FROM items WHERE until < ?", self._state)
+        self._state, self._shown = self._state + 1, n_seen
+        self._execute("PRAGMA wal_checkpoint")  # to the disk
+        return id
 
-    def load(self, state):
-        self._must_be_ours()
-        if state["id"] not in self._index[STATES].tolist():
+    def load(self, id, n_seen):
+        execute = super()._execute
+        found = execute("SELECT state FROM states WHERE id = ?", id).fetchone()
+        if not found:
             raise ValueError(
-                f"the state is not one of the two latest that were taken of {self.folder}: some of its items are gone"
+                f"the state is not one of the two latest that were taken of {self._folder}: some of its items are gone"
             )
-        records = state["records"].numpy()
-        if len(records):
-            self._open()
-            if self._map is None or records.max() >= len(self._map):
-                raise ValueError(f"the state is of more items than {self.folder} has")
-        self._index[HELD] = min(len(self), len(records))  # a reader never meets a place without an item
-        self._index[PLACES : PLACES + len(records)] = records
-        self._index[HELD] = len(records)
-        self._index[STATES] = 0, state["id"]
-        self._n_records = int(records.max()) + 1 if len(records) else 0
-        used = np.zeros(self._n_records, bool)
-        used[records] = True
-        self._free, self._replaced = np.flatnonzero(~used).tolist(), deque([[]])
-        self._ready = True
-
-    def close(self):
-        self._index = np.array(self._index)
-        self._close_files()
+        with self._database:
+            execute("DELETE FROM states WHERE state > ?", *found)
+            execute("DELETE FROM items WHERE number > ?", n_seen)
+            execute("UPDATE items SET until = NULL WHERE until >= ?", *found)
+        self._ready, self._state, self._shown = True, *found, n_seen
 
 
-def _close_all(files):
-    for file in files:
-        file.close()
-
-
-def _write_whole(path, content):
-    """A reader sees all of it or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
-def _text(layout):
-    """A layout for the eyes of people: {'x': float32 (3, 4), 'y': int}."""
-    kind, *about = layout
-    if kind in NUMBERS:
-        return kind
-    if kind in ("tensor", "array"):
-        return f"{about[0]} {tuple(about[1])}"
-    if kind == "dict":
-        return "{" + ", ".join(f"{key!r}: {_text(part)}" for key, part in about[0]) + "}"
-    return {"list": "[{}]", "tuple": "({})"}[kind].format(", ".join(map(_text, about[0])))
+def _close(*opened):
+    for it in opened:
+        it.close()

@@ -1,44 +1,57 @@
 """Tables, figures and a page of whatever runs are in a folder of results. See `python -m report --help`."""
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
 
 from errors import UserError
-from report import make_report
+from report import make_report, pack
 
 
 def read_commands(path):
-    """[{flag: text}] of the lines `python main.py …` in a file (-: standard input).
+    """[{flag: value}] of the lines `python main.py …` in a file (-: standard input), as they are given there."""
+    from sweep import commands  # slow: with torch
 
-    Raises UserError where there is none.
-    """
     try:
         lines = (sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")).splitlines()
-        commands = [words for words in (shlex.split(line, comments=True) for line in lines) if "main.py" in words]
     except (OSError, ValueError) as error:
         raise UserError(f"--commands {path} cannot be read: {error}") from error
-    if not commands:
+    found = commands.read(lines, path)
+    if not found:
         raise UserError(f"--commands {path} has no line `python main.py …`; give the list of experiments")
-    expected = []
-    for line in commands:
-        words = " ".join(line[line.index("main.py") + 1 :]).replace("=", " ").split()
-        flags, texts = words[::2], words[1::2]
-        if len(flags) != len(texts) or not all(it.startswith("--") for it in flags) or any("$" in it for it in texts):
-            raise UserError(
-                f"--commands {path}: {' '.join(line)!r} is not main.py with --flag VALUE …; give the commands written "
-                "out, as mer_examples.sh --experiments prints them"
-            )
-        expected.append({flag.removeprefix("--"): text for flag, text in zip(flags, texts, strict=True)})
-    return expected
+    return [{flag: getattr(it.args, flag) for flag in ("model", "data_file", *it.flags)} for it in found]
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m report", description=__doc__.split(" See")[0])
-    parser.add_argument("results", help="folder of results, searched with all its subfolders")
-    parser.add_argument("--out", metavar="DIR", help="folder to write to (the subfolder report of the results)")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return (pack_runs if arguments[:1] == ["pack"] else report_runs)(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def pack_runs(arguments):
+    parser = argparse.ArgumentParser(prog="python -m report pack", description=pack.__doc__.split("\n")[0])
+    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    parser.add_argument("out", metavar="OUT.jsonl.gz", help="the pack; if it is there the runs are added")
+    args = parser.parse_args(arguments[1:])
+    n, skipped = pack.pack(args.places, args.out)
+    for it in skipped:
+        print(f"skipped {it.path}: {it.reason}", file=sys.stderr)
+    print(f"{args.out}: {n} runs, {Path(args.out).stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def report_runs(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m report",
+        description=__doc__.split(" See")[0],
+        epilog="python -m report pack PLACE… OUT.jsonl.gz puts all runs into one small file, which is a PLACE, too.",
+    )
+    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    parser.add_argument("--out", metavar="DIR", help="folder to write to (report in the first place)")
     parser.add_argument(
         "--run", metavar="NAME", help="run whose accuracy matrix is shown, or a part of its name (best RA)"
     )
@@ -48,12 +61,8 @@ def main(arguments=None):
     )
     args = parser.parse_args(arguments)
     began = time.perf_counter()
-    try:
-        expected = read_commands(args.commands) if args.commands else None
-        report, paths = make_report(args.results, args.out, args.data, args.run, expected)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    expected = read_commands(args.commands) if args.commands else None
+    report, paths = make_report(*args.places, out=args.out, data=args.data, name=args.run, expected=expected)
     print(
         f"{len(report.runs)} runs of {len(report.found)} experiments; {len(report.skipped)} files skipped, "
         f"{len(report.superseded)} older runs of the same seed not counted"

@@ -1,17 +1,19 @@
 """The figures that people of this field look at, each drawn once per format.
 
-Drawn in the light palette for paper (PNG, PDF); in the SVG of the page every colour is a CSS variable, so that the page
-can show the same picture light and dark. A learner has the same colour, marker and line style in all of them.
+Drawn in the light palette; the SVG has a style sheet of its own that shows it in the dark one where the reader prefers
+that. A learner has the same colour, marker and line style in all figures. Each function draws whatever it is given, and
+returns the figure and perhaps more to say of it, or else a sentence: why there is nothing to draw. Its docstring is the
+figure's heading and caption.
 """
 
 import io
-import os
 import re
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from multiprocessing import get_context
 
 import matplotlib
@@ -22,43 +24,34 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from disk.resources import n_usable_cores
 from report import tables
-from report.read import THIS
 
 # Chosen by search: at least 3:1 against the background, and no two closer than 0.06 (OKLab) to normal, protan, deutan
 # or tritan eyes. In the order of tables.ORDER; learners of other names take them from the start again.
 LIGHT = ("#6b6c6f", "#2f2e2a", "#8b7a02", "#6c4097", "#4f8f5c", "#3099c2", "#2141d0", "#ac3314", "#c3881a", "#810252")
 DARK = ("#95949a", "#fdf4e6", "#f2d646", "#d491f9", "#42cf92", "#a8d8f4", "#4577d3", "#e85a11", "#fd9407", "#b24575")
 MARKERS = "xo+*sv^DPX"
-DASHES = (
-    (0, (1, 1.2)),
-    (0, (6, 2)),
-    (0, (4, 1.5, 1, 1.5)),
-    (0, (8, 1.5, 1, 1.5, 1, 1.5)),
-    "-",
-    (0, (5, 1)),
-    "-",
-    "-",
-    (0, (7, 1.2)),
-    (0, (3, 1)),
-)
+DASHES = [(0, dash) if dash else "-" for dash in (
+    (1, 1.2), (6, 2), (4, 1.5, 1, 1.5), (8, 1.5, 1, 1.5, 1, 1.5), None, (5, 1), None, None, (7, 1.2), (3, 1)
+)]  # fmt: skip
 INK, MUTED, RULE, PAPER = "#1b1f24", "#59606a", "#d8dce1", "#fefefe"
-MOST_CURVES = 20
+NOTHING = "There are no runs."
+MOST_CURVES, MOST_POINTS, MOST_NUMBERED = 20, 60, 25  # in a panel of curves, on a curve, tasks of a matrix
 # from the first task to the last
 TASKS_LIGHT = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.02, 0.75, MOST_CURVES))))
 TASKS_DARK = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.38, 0.98, MOST_CURVES))))
-THEMED = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
-THEMED |= {colour: f"--c{i}" for i, colour in enumerate(LIGHT)}
-THEMED |= {colour: f"--t{i}" for i, colour in enumerate(TASKS_LIGHT)}
-
-BAR_TITLES = {
-    "RA": "Retained accuracy, RA",
-    "LA": "Learning accuracy, LA",
-    "BTI": "Backward transfer and interference, BTI",
-}
-PANELS_WIDE, WIDTH = 3, 11.0  # panels in a row; inches
+IN_THE_DARK = dict(zip((INK, MUTED, RULE, PAPER), ("#e7e9ec", "#a3abb6", "#363d47", "#15181d"), strict=True))
+IN_THE_DARK |= dict(zip((*LIGHT, *TASKS_LIGHT), (*DARK, *TASKS_DARK), strict=True))
+STYLE_SHEET = "@media screen and (prefers-color-scheme: dark) {{ {} }}".format(
+    " ".join(
+        f'[style*="{kind}: {light}"] {{ {kind}: {dark} !important }}'
+        for light, dark in IN_THE_DARK.items()
+        for kind in ("fill", "stroke")
+    )
+)
+WIDTH, PANELS_WIDE, PANEL = 11.0, 3, 3.0  # inches, panels in a row, a panel's height
 STYLE = {
-    "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -67,7 +60,6 @@ STYLE = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # where it is: looking for room above costs a tenth of the time
     "axes.prop_cycle": matplotlib.cycler(color=[INK]),
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -79,74 +71,70 @@ STYLE = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "svg.hashsalt": "mer",
     "pdf.fonttype": 42,
-    "path.simplify": True,
-    "savefig.transparent": False,
 }
+BARS = {
+    "RA": "Retained accuracy, RA",
+    "LA": "Learning accuracy, LA",
+    "BTI": "Backward transfer and interference, BTI",
+}
+UNKNOWN_DATA = (
+    f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; their data are told by the file's name alone."
+)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: its file name without ending, heading, caption, and itself as svg (text), png and pdf (bytes)."""
+    """One figure: its file name without ending, heading, caption, and itself; None where there is nothing to show.
+
+    width   of the svg, in points
+    """
 
     name: str
     data: str | None
     title: str
     caption: str
-    svg: str
-    png: bytes
-    pdf: bytes
-
-
-@dataclass(frozen=True)
-class Look:
-    colour: str
-    marker: str
-    dash: object
-    hollow: bool
-
-    def line(self):
-        face = {"markerfacecolor": PAPER} if self.hollow else {}
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markeredgewidth": 1.2, **face}
+    width: float = 0
+    svg: bytes | None = None
+    png: bytes | None = None
+    pdf: bytes | None = None
 
 
 def looks(found):
-    """{label: Look}, the same for a learner wherever it is drawn; runs of other programs have hollow markers."""
-    others = sorted({it.model for it in found} - set(tables.ORDER))
-    names = [*tables.ORDER, *others]
-    result = {}
-    for it in found:
-        place = names.index(it.model)
-        turn = place // len(LIGHT)  # learners beyond the palette: same colours, other markers
-        result[it.label] = Look(
-            LIGHT[place % len(LIGHT)],
-            MARKERS[(place + 3 * turn) % len(MARKERS)],
-            DASHES[(place + 5 * turn) % len(DASHES)],
-            it.runs[0].program != THIS,
-        )
+    """{label: how its lines look, for matplotlib}: a model's colour is the same wherever it is drawn.
+
+    What is not just this program's learner is hollow.
+    """
+    names = [*tables.ORDER, *sorted({it.model for it in found} - set(tables.ORDER))]
+    result, variants = {}, Counter()
+    for label, model in sorted({(it.label, it.model) for it in found}):
+        place, is_variant = names.index(model), label != model
+        variants[model] += is_variant
+        turn = place // len(LIGHT) + max(0, variants[model] - 1)  # the same colours, other markers
+        result[label] = {
+            "color": LIGHT[place % len(LIGHT)],
+            "marker": MARKERS[(place + 3 * turn) % len(MARKERS)],
+            "linestyle": DASHES[(place + 5 * turn) % len(DASHES)],
+            "markeredgewidth": 1.2,
+            "fillstyle": "none" if is_variant else "full",
+        }
     return result
 
 
 def draw_all(found, run):
     """[Drawing] of these experiments, on as many cores as pay; run is the one whose accuracy matrix is shown."""
     look, shown = looks(found), representatives(found)
-    jobs = []
-    for data in tables.data_sets(found):
-        here = [it for it in shown if it.data == data]
-        jobs += [
-            (bars, data, here, look),
-            (first_task, data, here, look),
-            (seen_tasks, data, here, look),
-            (task_curves, data, here),
-        ]
-    jobs += [(memory, shown, look), (seconds, shown, look), (heat_map, run)]
-    workers = min(_usable_cores(), len(jobs) // 4)
+    jobs = [
+        (function, data, [it for it in shown if it.data == data], look)
+        for data in tables.data_sets(found)
+        for function in (bars, first_task, seen_tasks, task_curves)
+    ]
+    jobs += [(memory, None, shown, look), (seconds, None, shown, look), (accuracy_matrix, None, run)]
+    workers = min(n_usable_cores(), len(jobs) // 4)
     if workers > 1:
         with suppress(BrokenProcessPool), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             return list(pool.map(draw, jobs))
@@ -154,99 +142,73 @@ def draw_all(found, run):
 
 
 def draw(job):
-    """The Drawing of a job, (function of this module, its arguments...), in the style of the report."""
-    function, *arguments = job
+    """The Drawing of a job: (a figure function of this module, name of the data set or None, its arguments…)."""
+    function, data, *arguments = job
+    title, caption = (" ".join(part.split()) for part in function.__doc__.split("\n\n"))
+    title = title.removesuffix(".")
+    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (function.__name__, data))))
     with matplotlib.rc_context(STYLE):
-        return function(*arguments)
-
-
-def _usable_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        made = function(*arguments)
+        if isinstance(made, str):
+            return Drawing(name, data, title, made)
+        figure, *more = made if isinstance(made, tuple) else (made,)
+        figure.draw_without_rendering()  # once: that places everything
+        figure.set_layout_engine("none")
+        made = {}
+        for ending, options in {"svg": {"transparent": True}, "png": {"dpi": 150}, "pdf": {}}.items():
+            buffer = io.BytesIO()
+            metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
+            figure.savefig(buffer, format=ending, metadata=metadata, **options)
+            made[ending] = buffer.getvalue()
+    made["svg"] = made["svg"].replace(b"</style>", STYLE_SHEET.encode() + b"</style>", 1)
+    if tables.UNKNOWN_DATA.encode() in made["svg"]:
+        more.append(UNKNOWN_DATA)
+    return Drawing(name, data, title, " ".join([caption, *more]), 72 * figure.get_figwidth(), **made)
 
 
 def representatives(found):
     """One experiment per data set, learner and memory: that with most seeds, then best RA."""
     best = {}
-    for it in found:
-        key = it.data, it.label, it.memory
-        if key not in best or (len(it.runs), it.mean("RA")) > (len(best[key].runs), best[key].mean("RA")):
-            best[key] = it
-    return list(best.values())
+    for it in sorted(found, key=lambda it: (len(it.runs), it.mean("RA"))):
+        best[it.data, it.label, it.memory] = it
+    return [it for it in found if it in best.values()]
 
 
-def _is_fixed(it):
-    """Whether its memory is nothing to choose: it has none, or keeps examples for its penalty alone."""
-    return it.memory is None or it.model == "ewc"
-
-
-def _panels(experiments):
-    """[(heading, [Experiment])]: one per memory size of the replay learners, the others (for comparison) in each."""
-    shelf = tables.shelves(experiments)
-    sizes = sorted({shelf[it.data, it.memory] for it in experiments if not _is_fixed(it)})
-    if not sizes:
-        return [("", experiments)]
-    return [
-        (f"{size} memories", [it for it in experiments if _is_fixed(it) or shelf[it.data, it.memory] == size])
-        for size in sizes
-    ]
-
-
-def _grid(n, height, labels, sharey=True, gap=0.28, between=0.62):
-    """(figure, n axes, columns): panels of `height` inches, at most PANELS_WIDE in a row, below room for a legend."""
+def _grid(n, look, labels=(), **options):
+    """(figure, n axes, columns): panels, at most PANELS_WIDE in a row, below a legend of these labels."""
     columns = min(n, PANELS_WIDE)
-    rows = -(-n // columns)
-    width = WIDTH if columns > 1 else 0.64 * WIDTH
-    head, foot, left, right = 0.45 + 0.2 * _legend_shape(len(labels), width)[0], 0.5, 0.62, 0.15
-    gap = gap if sharey else 0.42
-    tall = head + foot + rows * height + (rows - 1) * between
-    figure = Figure(figsize=(width, tall))
-    panel = (width - left - right - (columns - 1) * gap) / columns
-    margins = {
-        "left": left / width,
-        "right": 1 - right / width,
-        "top": 1 - head / tall,
-        "bottom": foot / tall,
-        "wspace": gap / panel,
-        "hspace": between / height,
-    }
-    axes = figure.subplots(rows, columns, sharex=sharey, sharey=sharey, squeeze=False, gridspec_kw=margins)
+    rows, width = -(-n // columns), WIDTH if columns > 1 else 0.64 * WIDTH
+    per_row = int(width / 1.2)
+    legend_rows = -(-len(labels) // per_row)
+    figure = Figure(figsize=(width, rows * (PANEL + 0.62) + 0.2 * legend_rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat[n:]:
         axis.remove()
     for axis in axes.flat[:n]:
         axis.xaxis.set_tick_params(labelbottom=True)
-    return figure, list(axes.flat[:n]), columns
-
-
-def _legend_shape(n, width):
-    """(rows, columns) of a legend with n entries."""
-    rows = -(-n // int(width / 1.2))
-    return rows, -(-n // rows)
-
-
-def _legend(figure, labels, look):
-    width = figure.get_figwidth()
     figure.legend(
-        handles=[Line2D([], [], label=label, **look[label].line()) for label in labels],
-        loc="upper left",
-        bbox_to_anchor=(0.5 / width, 1 - 0.06 / figure.get_figheight()),
-        ncols=_legend_shape(len(labels), width)[1],
+        handles=[Line2D([], [], label=label, **look[label]) for label in labels],
+        loc="outside upper left",
+        ncols=-(-len(labels) // legend_rows),
         handlelength=2.6,
         columnspacing=1.3,
-        borderaxespad=0.2,
-        borderpad=0.1,
         fontsize=9,
     )
+    return figure, list(axes.flat[:n]), columns
 
 
 def _in_percent(value, _=None, digits=0):
     return f"{100 * value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _percent_axis(axis, label=None):
-    axis.yaxis.set_major_formatter(FuncFormatter(_in_percent))
-    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    if label:
-        axis.set_ylabel(label)
+def _percent(axis, label=""):
+    axis.set_major_formatter(FuncFormatter(_in_percent))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.set_label_text(label)
+
+
+def _labels(experiments):
+    return list(dict.fromkeys(it.label for it in experiments))
 
 
 def mean_curve(runs, value):
@@ -255,45 +217,41 @@ def mean_curve(runs, value):
     Runs evaluated at other places are interpolated to those of the run with fewest evaluations.
     """
     base = min((run.position for run in runs), key=len)
-    rows = []
-    for run in runs:
-        values = value(run)
-        if len(run.position) != len(base) or not np.allclose(run.position, base):
-            columns = values.reshape(len(values), -1).T
-            values = np.column_stack([np.interp(base, run.position, column) for column in columns])
-            values = values.reshape(len(base), *value(run).shape[1:])
-        rows.append(values)
-    rows = np.array(rows)
+    rows = np.array([np.apply_along_axis(partial(np.interp, base, run.position), 0, value(run)) for run in runs])
     return base, rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else None
 
 
-def bars(data, experiments, look):
-    """RA, LA and BTI of every experiment beside each other, with a dot per seed."""
-    shelf = tables.shelves(experiments)
-    size_of = {id(it): -1 if it.settings is None else shelf.get((data, it.memory), 0) for it in experiments}
-    sizes = sorted(set(size_of.values()))
-    places, headings, at = [], [], 0.0
-    for size in sizes:
-        headings.append((at, {-1: "memory unknown", 0: "no memory"}.get(size, f"{size} memories")))
-        members = [it for it in experiments if size_of[id(it)] == size]
+def bars(experiments, look):
+    """RA, LA and BTI.
+
+    Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.
+    """
+    if not experiments:
+        return NOTHING
+    shelf, groups = tables.shelves(experiments), defaultdict(list)
+    for it in experiments:
+        groups[-1 if it.settings is None else shelf.get(it.memory, 0)].append(it)
+    places, ticks, at = [], [], 0.0
+    for size, members in sorted(groups.items()):
+        ticks.append((at, {-1: "memory unknown", 0: "no memory size"}.get(size, f"{size} memories")))
         places += [(at + 1 + turn, it) for turn, it in enumerate(members)]
         at += len(members) + 1.35
-    tall = max(0.205 * at, 1.2) + 0.75
-    figure = Figure(figsize=(WIDTH, tall))
-    margins = {"left": 0.115, "right": 0.985, "top": 1 - 0.32 / tall, "bottom": 0.43 / tall, "wspace": 0.06}
-    axes = figure.subplots(1, 3, sharey=True, gridspec_kw=margins)
-    y = np.array([place for place, _ in places])
-    colours = [look[it.label].colour for _, it in places]
-    faces = [(colour, 0.3 if look[it.label].hollow else 0.8) for colour, (_, it) in zip(colours, places, strict=True)]
-    for axis, (metric, title) in zip(axes, BAR_TITLES.items(), strict=True):
+    headings, y = len(ticks), np.array([place for place, _ in places])
+    figure = Figure(figsize=(WIDTH, max(0.205 * at, 1.2) + 0.75), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    colours = [look[it.label]["color"] for _, it in places]
+    faces = [
+        (colour, 0.8 if look[it.label]["fillstyle"] == "full" else 0.3)
+        for colour, (_, it) in zip(colours, places, strict=True)
+    ]
+    for axis, (metric, title) in zip(axes, BARS.items(), strict=True):
         axis.set_title(title)
         means = np.array([it.mean(metric) for _, it in places])
         stds = np.array([it.std(metric) or 0 for _, it in places])
         seeds = np.array([(value, place) for place, it in places for value in it.values[metric]])
+        whiskers = np.where(stds > 0, stds, np.nan)
         axis.barh(y, means, height=0.72, color=faces, edgecolor=colours, linewidth=0.8)
-        axis.errorbar(
-            means, y, xerr=np.where(stds > 0, stds, np.nan), fmt="none", ecolor=INK, elinewidth=0.9, capsize=2
-        )
+        axis.errorbar(means, y, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
         axis.plot(*seeds.T, ".", color=INK, markersize=2.6, alpha=0.7, zorder=3)
         low, high = min(0, (means - stds).min(), seeds[:, 0].min()), max(0, (means + stds).max(), seeds[:, 0].max())
         for place, mean, std in zip(y, means, stds, strict=True):
@@ -302,65 +260,47 @@ def bars(data, experiments, look):
             axis.annotate(text, (edge, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
         wide = max(high - low, 0.01)
         axis.set_xlim(low - 0.04 * wide if low else 0, high + 0.13 * wide)
-        axis.xaxis.set_major_formatter(FuncFormatter(_in_percent))
-        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.set_xlabel("%" if metric != "BTI" else "percentage points")
+        _percent(axis.xaxis, "%" if metric != "BTI" else "percentage points")
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.axvline(0, color=MUTED, linewidth=0.8)
     axes[0].set_ylim(at - 0.6, -0.7)
-    exact = [f" ({it.memory})" if it.memory and it.memory != size_of[id(it)] else "" for _, it in places]
-    ticks = headings + [(place, it.label + size) for (place, it), size in zip(places, exact, strict=True)]
+    exact = [f" ({it.memory})" if it.memory != shelf.get(it.memory) else "" for _, it in places]
+    ticks += [(place, it.label + size) for (place, it), size in zip(places, exact, strict=True)]
     axes[0].set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=8.5)
-    for tick in axes[0].get_yticklabels()[: len(headings)]:
+    for tick in axes[0].get_yticklabels()[:headings]:
         tick.set_fontweight("bold")
-    return _finish(
-        figure,
-        f"bars_{data}",
-        data,
-        "RA, LA and BTI",
-        "Bars are means over seeds, whiskers ± one sample standard deviation, dots single seeds.",
-    )
+    return figure
 
 
-def first_task(data, experiments, look):
-    """The first task's accuracy as learning goes on (Lopez-Paz & Ranzato 2017, figure 1)."""
-    return _evolution(
-        "first_task",
-        "Accuracy on the first task",
-        "accuracy on task 1 (%)",
-        "How much of the first task is left while the others are learned.",
-        data,
-        experiments,
-        look,
-        lambda run: run.accuracies[:, 0],
-    )
+def first_task(experiments, look):
+    """Accuracy on the first task.
+
+    How much of the first task is left while the others are learned. Lines are means over seeds, bands ± one sample
+    standard deviation.
+    """
+    return _evolution(experiments, look, "accuracy on task 1 (%)", lambda run: run.accuracies[:, 0])
 
 
-def seen_tasks(data, experiments, look):
-    """The mean accuracy over the tasks seen so far as learning goes on."""
-    return _evolution(
-        "seen_tasks",
-        "Mean accuracy on the tasks seen so far",
-        "mean accuracy on tasks seen (%)",
-        "The task being learned counts as seen.",
-        data,
-        experiments,
-        look,
-        lambda run: run.seen(),
-    )
+def seen_tasks(experiments, look):
+    """Mean accuracy on the tasks seen so far.
+
+    The task being learned counts as seen. Lines are means over seeds, bands ± one sample standard deviation.
+    """
+    return _evolution(experiments, look, "mean accuracy on tasks seen (%)", lambda run: run.seen)
 
 
-def _evolution(name, title, y_label, caption, data, experiments, look, value):
-    panels = _panels(experiments)
-    labels = list(dict.fromkeys(it.label for it in experiments))
-    figure, axes, columns = _grid(len(panels), 3.0, labels=labels)
-    for place, (axis, (heading, members)) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(heading)
+def _evolution(experiments, look, y_label, value):
+    if not experiments:
+        return NOTHING
+    panels = tables.tables_of(experiments)
+    figure, axes, columns = _grid(len(panels), look, _labels(experiments), sharex=True, sharey=True)
+    for place, (axis, (size, members)) in enumerate(zip(axes, panels, strict=True)):
+        axis.set_title(f"{size} memories" if size else "")
         for it in members:
             position, mean, std = mean_curve(it.runs, value)
-            line = look[it.label].line()
+            line = look[it.label]
             if std is not None:
                 axis.fill_between(position, mean - std, mean + std, color=line["color"], alpha=0.13, linewidth=0)
             every = max(1, len(position) // 6)
@@ -370,50 +310,37 @@ def _evolution(name, title, y_label, caption, data, experiments, look, value):
         axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_xlabel("tasks learned")
-        _percent_axis(axis, y_label if place % columns == 0 else None)
-    _legend(figure, labels, look)
-    bands = " Lines are means over seeds, bands ± one sample standard deviation."
-    if len(panels) > 1:
-        bands += " Learners without a memory to size stand in every panel."
-    return _finish(figure, f"{name}_{data}", data, title, caption + bands)
+        _percent(axis.yaxis, y_label if place % columns == 0 else "")
+    return figure, *(["Learners without a memory to size stand in every panel."] if len(panels) > 1 else [])
 
 
-MOST_POINTS = 60
+def task_curves(experiments, look):
+    """Each task's own curve.
 
-
-def task_curves(data, experiments):
-    """Each task's accuracy from the moment it is learned; a row per memory size, a column per learner."""
-    shelf = tables.shelves(experiments)
-    rows = {}
+    Accuracy from the moment its learning begins; thick: the first. Means over seeds. Numbers: memories.
+    """
+    if not experiments:
+        return NOTHING
+    shelf, by_size = tables.shelves(experiments), defaultdict(list)
     for it in experiments:
-        rows.setdefault(None if _is_fixed(it) else shelf[it.data, it.memory], []).append(it)
-    rows = [rows[size] for size in sorted(rows, key=lambda size: size or 0)]
-    sized = list(dict.fromkeys(it.label for it in experiments if not _is_fixed(it)))
+        by_size[shelf.get(it.memory, 0)].append(it)
+    rows = [by_size[size] for size in sorted(by_size)]
+    sized = _labels(it for it in experiments if it.memory)
     columns = max(len(sized), *map(len, rows))
-    width, height, head, foot, left = max(WIDTH, 1.5 * columns), 1.3, 0.3, 0.45, 0.55
-    tall = head + foot + len(rows) * height + (len(rows) - 1) * 0.4
-    figure = Figure(figsize=(width, tall))
-    margins = {
-        "left": left / width,
-        "right": 1 - 0.12 / width,
-        "top": 1 - head / tall,
-        "bottom": foot / tall,
-        "wspace": 0.16,
-        "hspace": 0.4 / height,
-    }
-    axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)
+    figure = Figure(figsize=(max(WIDTH, 1.5 * columns), 1.75 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     n_tasks = max(it.runs[0].n_tasks for it in experiments)
     unused = set(axes.flat)
     for line, members in zip(axes, rows, strict=True):
         for turn, it in enumerate(members):
-            axis = line[turn if _is_fixed(it) else sized.index(it.label)]
+            axis = line[sized.index(it.label) if it.memory else turn]
             unused.discard(axis)
             _one_panel_of_curves(axis, it)
     axes[0, 0].set_xlim(0, n_tasks)
     axes[0, 0].set_ylim(0, 1)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for line in axes:
-        _percent_axis(line[0], "accuracy (%)")
+        _percent(line[0].yaxis, "accuracy (%)")
     for column in axes.T:
         drawn = [axis for axis in column if axis not in unused]
         if drawn:
@@ -421,25 +348,13 @@ def task_curves(data, experiments):
             drawn[-1].xaxis.set_tick_params(labelbottom=True)
     for axis in unused:
         axis.remove()
-    step = _curve_step(n_tasks)
-    which = "every task" if step == 1 else f"tasks 1, {1 + step}, {1 + 2 * step} and so on"
-    return _finish(
-        figure,
-        f"task_curves_{data}",
-        data,
-        "Each task's own curve",
-        f"Accuracy on {which}, each from the moment its learning begins; thick: the first. Means over seeds. "
-        "Numbers: memories.",
-    )
-
-
-def _curve_step(n_tasks):
-    return -(-n_tasks // MOST_CURVES)
+    step = -(-n_tasks // MOST_CURVES)
+    return figure, "Of every task." if step == 1 else f"Of tasks 1, {1 + step}, {1 + 2 * step} and so on."
 
 
 def _one_panel_of_curves(axis, it):
     position, mean, _ = mean_curve(it.runs, lambda run: run.accuracies)
-    tasks = range(0, mean.shape[1], _curve_step(mean.shape[1]))
+    tasks = range(0, mean.shape[1], -(-mean.shape[1] // MOST_CURVES))
     thin = np.unique(np.linspace(0, len(position) - 1, min(MOST_POINTS, len(position))).round().astype(int))
     lines = []
     for task in tasks:
@@ -452,113 +367,89 @@ def _one_panel_of_curves(axis, it):
 
 
 def memory(experiments, look):
-    """RA against the number of examples remembered; learners without a memory to size as levels."""
-    experiments = [it for it in experiments if it.settings is not None]
-    panels = tables.data_sets(experiments) or [""]
-    labels = list(dict.fromkeys(it.label for it in experiments))
-    figure, axes, columns = _grid(len(panels), 3.0, labels=labels, sharey=False)
-    all_sizes = {it.memory for it in experiments if not _is_fixed(it)}
-    for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
-        here = [it for it in experiments if it.data == data]
-        axis.set_title(data)
-        for label in labels:
-            members = sorted((it for it in here if it.label == label), key=lambda it: it.memory or 0)
-            sized = [it for it in members if not _is_fixed(it)]
-            line = look[label].line()
-            if sized:
-                errors = [it.std("RA") or 0 for it in sized]
-                axis.errorbar(
-                    [it.memory for it in sized],
-                    [it.mean("RA") for it in sized],
-                    errors,
-                    capsize=2.5,
-                    elinewidth=1,
-                    **line,
-                )
-            for it in members:
-                if it not in sized:
-                    axis.axhline(it.mean("RA"), color=line["color"], linestyle=line["linestyle"], linewidth=1.2)
-                    axis.plot([0.985], [it.mean("RA")], transform=axis.get_yaxis_transform(), **line)
+    """Retained accuracy against memory.
+
+    Means over seeds, whiskers ± one sample standard deviation. Level lines: learners whose memory is not a size to
+    choose.
+    """
+    known = [it for it in experiments if it.settings is not None]
+    sizes = sorted({it.memory for it in known if it.memory})
+    if not sizes:
+        return "No learner here has a memory whose size is known."
+    figure, panels = _against(known, look, "memories")
+    for axis, lines in panels:
+        for line, mine in lines:
+            points = np.array([(it.memory, it.mean("RA"), it.std("RA") or 0) for it in mine if it.memory])
+            if len(points):
+                axis.errorbar(*points.T, capsize=2.5, elinewidth=1, **line)
+            for it in mine[: len(mine) - len(points)]:
+                axis.axhline(it.mean("RA"), color=line["color"], linestyle=line["linestyle"], linewidth=1.2)
+                axis.plot([0.985], [it.mean("RA")], transform=axis.get_yaxis_transform(), **line)
         axis.set_xscale("log", base=2)
-        sizes = sorted(all_sizes)
-        if sizes:
-            ticks = sorted({shelf for (_, size), shelf in tables.shelves(experiments).items() if size in all_sizes})
-            axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.9)
-            axis.xaxis.set_major_locator(FixedLocator(ticks))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-            axis.xaxis.set_minor_locator(NullLocator())
-        else:
-            axis.xaxis.set_major_locator(NullLocator())
-        axis.set_xlabel("memories")
-        _percent_axis(axis, "retained accuracy, RA (%)" if place % columns == 0 else None)
-    _legend(figure, labels, look)
-    return _finish(
-        figure,
-        "memory",
-        None,
-        "Retained accuracy against memory",
-        "Means over seeds, whiskers ± one sample standard deviation. Level lines: learners whose memory is not a size "
-        "to choose.",
-    )
+        axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.9)
+        axis.xaxis.set_major_locator(FixedLocator(sorted(set(tables.shelves(known).values()))))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    return figure
 
 
 def seconds(experiments, look):
-    """RA against what it cost; a learner's memory sizes joined, larger markers for larger memories."""
+    """Retained accuracy against time.
+
+    Wall time of learning and evaluation, means over seeds, whiskers ± one sample standard deviation; a learner's memory
+    sizes are joined, larger markers for larger memories. Times compare on one host only.
+    """
     timed = [it for it in experiments if it.mean("seconds")]
-    panels = tables.data_sets(timed) or [""]
-    labels = list(dict.fromkeys(it.label for it in timed))
-    figure, axes, columns = _grid(len(panels), 3.0, labels=labels, sharey=False)
-    for place, (axis, data) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(data)
-        for label in labels:
-            members = sorted(
-                (it for it in timed if (it.data, it.label) == (data, label)), key=lambda it: it.memory or 0
-            )
-            line = look[label].line()
-            cost, RA = [it.mean("seconds") for it in members], [it.mean("RA") for it in members]
-            axis.plot(cost, RA, color=line["color"], linestyle=line["linestyle"], linewidth=1, alpha=0.7)
-            for turn, it in enumerate(members):
+    if not timed:
+        return "No run's time is known."
+    figure, panels = _against(timed, look, "seconds per run")
+    for axis, lines in panels:
+        for line, mine in lines:
+            points = np.array([(it.mean("seconds"), it.mean("RA")) for it in mine])
+            axis.plot(*points.T, color=line["color"], linestyle=line["linestyle"], linewidth=1, alpha=0.7)
+            for turn, (it, point) in enumerate(zip(mine, points, strict=True)):
                 spread = {"xerr": it.std("seconds"), "yerr": it.std("RA")}
-                axis.errorbar(cost[turn], RA[turn], **spread, **line | {"markersize": 4.5 + 2 * turn}, elinewidth=0.9)
+                axis.errorbar(*point, **spread, **line | {"markersize": 4.5 + 2 * turn}, elinewidth=0.9)
         axis.set_xscale("log")
         low, high = axis.get_xlim()
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("seconds per run")
-        _percent_axis(axis, "retained accuracy, RA (%)" if place % columns == 0 else None)
-    _legend(figure, labels, look)
-    return _finish(
-        figure,
-        "seconds",
-        None,
-        "Retained accuracy against time",
-        "Wall time of learning and evaluation, means over seeds, whiskers ± one sample standard deviation; a learner's "
-        "memory sizes are joined, larger markers for larger memories. Times compare on one host only.",
-    )
+    return figure
 
 
-MOST_NUMBERED = 25
+def _against(experiments, look, x_label):
+    """(figure, [(axis, [(how a learner's line looks, [its Experiment, by memory])])]): a panel of RA per data set."""
+    names, found = tables.data_sets(experiments), []
+    figure, axes, columns = _grid(len(names), look, _labels(experiments))
+    for place, (axis, data) in enumerate(zip(axes, names, strict=True)):
+        here = sorted((it for it in experiments if it.data == data), key=lambda it: it.memory or 0)
+        axis.set_title(data)
+        axis.set_xlabel(x_label)
+        _percent(axis.yaxis, "retained accuracy, RA (%)" if place % columns == 0 else "")
+        mine = {label: [it for it in here if it.label == label] for label in _labels(experiments)}
+        found.append((axis, [(look[label], members) for label, members in mine.items() if members]))
+    return figure, found
 
 
-def heat_map(run):
-    """The accuracy matrix R of one run, with the untrained net as its first row."""
-    matrix = np.vstack((run.baseline, run.matrix))
-    n_tasks = run.n_tasks
-    figure = Figure(figsize=(8.2, 7.6))
-    axis = figure.add_axes((0.075, 0.07, 0.8, 0.86))
+def accuracy_matrix(run):
+    """Accuracy matrix of one run.
+
+    Below the white steps: tasks already learned. Rows and columns in order of presentation; the first row is before
+    any of them was learned.
+    """
+    if run is None:
+        return NOTHING
+    matrix, n_tasks = np.vstack((run.baseline, run.matrix)), run.n_tasks
+    figure = Figure(figsize=(8.2, 7.6), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     if n_tasks <= MOST_NUMBERED:
         for (row, column), value in np.ndenumerate(matrix):
             colour = "#ffffff" if value < 0.55 else "#000000"
             axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
-    steps = np.arange(n_tasks)
-    axis.plot(
-        np.repeat(np.append(steps, n_tasks), 2)[1:] - 0.5,
-        np.repeat(np.append(steps, n_tasks), 2)[:-1] + 0.5,
-        color="#ffffff",
-        linewidth=1.3,
-    )
+    edges = np.repeat(np.arange(n_tasks + 1), 2)
+    axis.plot(edges[1:] - 0.5, edges[:-1] + 0.5, color="#ffffff", linewidth=1.3)
     axis.set_xlim(-0.5, n_tasks - 0.5)
     axis.set_ylim(n_tasks + 0.5, -0.5)
     ticks = np.unique(np.linspace(1, n_tasks, min(n_tasks, 20)).round().astype(int))
@@ -567,56 +458,8 @@ def heat_map(run):
     axis.grid(False)
     axis.set_xlabel("accuracy on task")
     axis.set_ylabel("after learning task")
-    axis.set_title(
-        f"{run.model} on {run.data_file}, "
-        + ("seed unknown" if run.seed is None else f"seed {run.seed}")
-        + f": RA {100 * run.RA:.2f} %"
-    )
-    scale = figure.colorbar(image, cax=figure.add_axes((0.895, 0.07, 0.022, 0.86)))
-    scale.ax.yaxis.set_major_formatter(FuncFormatter(_in_percent))
-    scale.set_label("%")
+    seed = "seed unknown" if run.seed is None else f"seed {run.seed}"
+    axis.set_title(f"{run.model} on {run.data_file}, {seed}: RA {100 * run.RA:.2f} %")
+    scale = figure.colorbar(image, pad=0.02, aspect=40, label="%", format=FuncFormatter(_in_percent))
     scale.outline.set_visible(False)
-    return _finish(
-        figure,
-        "accuracy_matrix",
-        None,
-        "Accuracy matrix of one run",
-        f"Run {run.name}. Below the white steps: tasks already learned. Rows and columns in order of presentation; "
-        "the first row is the untrained net.",
-    )
-
-
-def _finish(figure, name, data, title, caption):
-    name = re.sub(r"[^\w.-]+", "_", name)
-    made = {}
-    for ending, options in {"svg": {}, "png": {"dpi": 150}, "pdf": {}}.items():
-        buffer = io.BytesIO()
-        matplotlib.rcParams["svg.hashsalt"] = name  # the page holds all of them: no two may share an id
-        metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
-        figure.savefig(buffer, format=ending, metadata=metadata, transparent=ending == "svg", **options)
-        made[ending] = buffer.getvalue()
-    svg = themed(made["svg"].decode(), name, f"{title}. {caption}")
-    return Drawing(name, data, title, caption, svg, made["png"], made["pdf"])
-
-
-def themed(svg, name, description):
-    """matplotlib's SVG for inlining in a page: its colours as CSS variables, no ids but those in use, short numbers."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
-    used = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda it: it[0] if it[1] in used else "", svg)
-    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda it: re.sub(r"-?\d+\.\d{2,}", _short, it[0]).replace("\n", ""), svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r"#[0-9a-f]{6}", lambda it: f"var({THEMED[it[0]]})" if it[0] in THEMED else it[0], svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own; matplotlib writes one or the other
-    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
-    svg = svg.replace(size[0], f'style="--wide: {float(size[1]):.0f}" role="img" aria-labelledby="{name}-title"', 1)
-    head, body = svg.split(">", 1)
-    return f'{head}><title id="{name}-title">{escape(description)}</title>{body}'
-
-
-def _short(number):
-    return f"{float(number[0]):.1f}".removesuffix(".0")
+    return figure, f"Run {run.name}."

@@ -1,5 +1,6 @@
 """What is handed out: report.md, report.csv, report.html and the figures' files."""
 
+import base64
 import os
 import re
 from collections import defaultdict
@@ -9,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from disk.atomic import writing
 from errors import UserError
+from metrics import NAMES
 from report import figures, tables
-from report.read import METRICS, Run, date
+from report.read import Run, date
 
 MOST_LISTED = 200  # skipped files named one by one
 
@@ -22,9 +25,33 @@ DEFINITIONS = {
     "LA": "learning accuracy: the mean of each task's accuracy right after it was learned",
     "BTI": "backward transfer and interference: the mean of each task's final accuracy less that right after it was "
     "learned; below zero is forgetting",
-    "FWT": "forward transfer: the mean of each task's accuracy right before it is learned less that of the untrained "
-    "net",
+    "FWT": "forward transfer: the mean of each task's accuracy right before it is learned less that before the first "
+    "task",
+    "AAA": "average anytime accuracy: the mean, over all evaluations, of the mean accuracy on the tasks seen so far",
+    "forgetting": "the mean, over all tasks but the last, of a task's best accuracy after any task less its final one",
 }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: its text, what it is sorted by (its text), the label of the learner whose colour it has."""
+
+    text: object
+    key: object = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, the columns' names (those of numbers end in #), and rows of cells, of which texts are some."""
+
+    title: str
+    columns: list
+    rows: list
+
+    def cells(self):
+        for row in self.rows:
+            yield [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
 
 
 @dataclass(frozen=True)
@@ -61,10 +88,6 @@ class Report:
     def gaps(self):
         return tables.missing(self.expected or [], self.found)
 
-    @cached_property
-    def made(self):
-        return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
     def rows(self, data):
         return [it for it in self.found if it.data == data]
 
@@ -73,78 +96,126 @@ class Report:
         lines = defaultdict(int)
         for it in self.rows(data):
             for run in it.runs:
-                origin = run.about.get("origin") or "origin not recorded"
+                origin = run.about["origin"] or "origin not recorded"
                 identity = f"sha256 {run.identity[:16]}…" if run.identity else "identity not recorded"
                 lines[f"{run.data_file}: {run.n_tasks} tasks; {origin}; {identity}"] += 1
         return sorted(lines.items())
 
     def provenance(self):
         """[(what, [(value, number of runs)])]: where the counted runs come from."""
-        runs = self.runs
-
-        def of(key):
-            return tables.counts(run.about.get(key) for run in runs)
-
-        def commit(run):
-            name = run.about.get("commit")
-            return name and name[:12] + (" with local changes" if run.about.get("dirty") else "")
-
-        def versions(run):
-            return (
-                ", ".join(f"{name} {version}" for name, version in sorted(run.about.get("versions", {}).items()))
-                or None
-            )
-
-        def code(run):
-            return run.about.get("code") and f"{run.model} {run.about['code'][:12]}"
-
-        seeds = tables.counts(run.seed for run in runs)
-        return [
-            ("Program", tables.counts(run.program for run in runs)),
-            ("Commit", tables.counts(map(commit, runs))),
-            ("Sources (sha256)", tables.counts(map(code, runs))),
-            ("Versions", tables.counts(map(versions, runs))),
-            ("Host", of("host")),
-            ("Engine", of("engine")),
-            ("Draws", of("draws")),
-            ("Data (sha256)", tables.counts(run.identity for run in runs)),
-            ("Threads", of("threads")),
-            ("Seeds", sorted(seeds, key=lambda it: (len(it[0]), it[0]))),
-        ]
+        changed = {True: " with local changes", False: ""}
+        commits = [run.about["commit"] and run.about["commit"][:12] + changed[run.about["dirty"]] for run in self.runs]
+        codes = [run.about["code"] and f"{run.model} {run.about['code'][:12]}" for run in self.runs]
+        found = {"Program": [run.program for run in self.runs], "Commit": commits, "Sources (sha256)": codes}
+        for key in ("versions", "host", "engine", "draws", "threads"):
+            found[key.capitalize()] = [run.about[key] for run in self.runs]
+        found |= {"Data (sha256)": [run.identity for run in self.runs], "Seeds": [run.seed for run in self.runs]}
+        return [(what, tables.counts(values)) for what, values in found.items()]
 
     def dates(self):
-        days = sorted({date(run.finished)[:10] for run in self.runs})
+        days = sorted({date(run.finished)[:10] for run in self.runs}) or ["never"]
         return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-
-    def hours(self):
-        return sum(run.seconds or 0 for run in self.runs) / 3600
 
     def notes(self):
         """[(learner, note, sum over its runs)] of what the learners reported."""
         sums = defaultdict(int)
         for it in self.found:
             for run in it.runs:
-                for name, value in run.about.get("notes", {}).items():
+                for name, value in run.about["notes"].items():
                     sums[it.label, name] += value
         return [(*key, f"{value:g}") for key, value in sorted(sums.items())]
 
-    def shelves_compared(self, data):
-        """[(memory, [(name of a, name of b, {metric: Comparison})])] of a data set."""
-        found = defaultdict(dict)
+    # -- tables
+
+    def results(self, data):
+        """Table of the experiments on a data set."""
+        rows = self.rows(data)
+        differ = any(it.differs for it in rows)
+        return Table(
+            f"Results on {data}",
+            ["Learner", "Memory#", *["Settings"] * differ, *(f"{it}#" for it in NAMES), "Seeds#", "Seconds#"],
+            [
+                [Cell(it.label, place, it.label), _memory(it), *[it.differs] * differ]
+                + [Cell(minus(tables.percent(it, name)), it.mean(name)) for name in NAMES]
+                + [len(it.runs), Cell(tables.duration(it), it.mean("seconds") or 0)]
+                for place, it in enumerate(rows)
+            ],
+        )
+
+    def earlier(self, data):
+        """Table of what became of the tasks that learners had learned before those of a data set; empty for none."""
+        rows = []
+        for it in self.rows(data):
+            if len(it.values["before"]):
+                told = [Cell(minus(tables.percent(it, name)), it.mean(name)) for name in ("before", "after")]
+                change = it.mean("after") - it.mean("before")
+                told += [Cell(signed(change), change), len(it.values["before"])]
+                rows.append([Cell(it.label, None, it.label), _memory(it), *told])
+        columns = ["Learner", "Memory#", "Before#", "After#", "Change#", "Seeds#"]
+        return Table(f"What became of the tasks learned before {data}", columns, rows)
+
+    def compared(self, data):
+        """[Table] of the comparisons on a data set."""
+        found = defaultdict(lambda: defaultdict(list))
         for it in self.comparisons:
             if it.data == data:
-                found[it.memory].setdefault((id(it.a), id(it.b)), {})[it.metric] = it
+                found[it.memory][id(it.a), id(it.b)].append(it)
+        return [self._compared(memory, list(pairs.values())) for memory, pairs in found.items()]
 
-        def name(it, memory):
-            return it.kind if it.memory == memory else f"{it.kind} ({it.memory_text})"
+    def _compared(self, memory, pairs):
+        def name(it):
+            return Cell(it.kind if it.memory in (memory, None) else f"{it.kind} ({it.memory})", None, it.label)
 
-        def pair(by_metric):
-            it = by_metric["RA"]
-            return name(it.a, it.memory), name(it.b, it.memory), by_metric
+        differ = [f"{it.metric} differs in {sum(pair[at].differs for pair in pairs)}" for at, it in enumerate(pairs[0])]
+        size = f"{memory} memories" if memory else "Without a memory to size"
+        columns = [f"{it.metric}{end}" for it in pairs[0] for end in (", a − b [95 %]#", " p#", " verdict")]
+        return Table(
+            f"{size}: {len(pairs)} pair{'s' * (len(pairs) > 1)}; {', '.join(differ)}",
+            ["a", "b", "Test", "Seeds#", *columns],
+            [
+                [name(pair[0].a), name(pair[0].b), pair[0].test, pair[0].n]
+                + [cell for it in pair for cell in _verdict(it)]
+                for pair in pairs
+            ],
+        )
 
-        return [
-            (memory, [pair(it) for it in found[memory].values()]) for memory in sorted(found, key=lambda it: it or 0)
-        ]
+    def settings(self):
+        """Table of every experiment's settings."""
+        rows = []
+        for it in self.found:
+            seeds, command = "unknown", "unknown: only a .txt is left"
+            if it.settings is not None:
+                flags = {"model": it.model, "data_file": it.runs[0].data_file} | it.settings
+                command = " ".join(("python main.py", *(f"--{flag} {value}" for flag, value in flags.items())))
+                seeds = tables.span(it.seeds)
+            rows.append([it.data, it.label, _memory(it), seeds, command])
+        return Table("Every experiment's settings", ["Data", "Experiment", "Memory#", "Seeds", "Command"], rows)
+
+    def every_run(self):
+        """Table of every run that counts."""
+        columns = ["Data", "Learner", "Memory#", "Seed#", *(f"{it}#" for it in NAMES), "Seconds#"]
+        return Table(
+            "Every run counted",
+            [*columns, "Finished, UTC", "Commit", "File"],
+            [
+                [it.data, it.label, _memory(it), "?" if run.seed is None else run.seed]
+                + [Cell(minus(f"{100 * getattr(run, name):.2f}"), getattr(run, name)) for name in NAMES]
+                + [Cell("–" if run.seconds is None else f"{run.seconds:.1f}", run.seconds or 0)]
+                + [date(run.finished), (run.about["commit"] or "–")[:8], run.path]
+                for it in self.found
+                for run in it.runs
+            ],
+        )
+
+
+def _memory(it):
+    return Cell(it.memory_text, it.memory or 0)
+
+
+def _verdict(it):
+    interval = "" if it.low is None else f" [{signed(it.low)}, {signed(it.high)}]"
+    p = Cell(p_value(it.p_holm), 2 if it.p_holm is None else it.p_holm)
+    return Cell(signed(it.difference) + interval, it.difference), p, it.verdict
 
 
 def write(report, out):
@@ -161,7 +232,8 @@ def write(report, out):
         drawings = figures.draw_all(report.found, report.shown)
         contents = {"report.md": as_markdown(report, drawings), "report.html": as_html(report, drawings)}
         for it in drawings:
-            contents |= {f"figures/{it.name}.png": it.png, f"figures/{it.name}.pdf": it.pdf}
+            if it.png:
+                contents |= {f"figures/{it.name}.png": it.png, f"figures/{it.name}.pdf": it.pdf}
         for name, content in contents.items():
             with writing(out / name) as file:
                 file.write(content if isinstance(content, bytes) else content.encode())
@@ -174,21 +246,30 @@ def write(report, out):
 
 def as_html(report, drawings):
     """The page: one file that needs no other and no network."""
+    return _render("page.html", report, drawings, autoescape=True)
+
+
+def as_markdown(report, drawings):
+    """The tables and what they rest on; figures as links to their files."""
+    return _render("page.md", report, drawings, finalize=_md)
+
+
+def _render(template, report, drawings, **options):
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        **options,
     )
-    environment.filters |= {"date": date, "span": tables.span, "p": p_value, "signed": signed, "minus": minus}
-    return environment.get_template("page.html").render(
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template(template).render(
         report=report,
         drawings=drawings,
-        tables=tables,
-        metrics=METRICS,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         definitions=DEFINITIONS,
         figures=figures,
+        look=figures.looks(report.found),
         notices=notices(report),
         significance=SIGNIFICANCE,
         missing=gap_lines(report),
@@ -212,103 +293,36 @@ def notices(report):
         )
     if report.gaps:
         said.append(f"{len(report.gaps)} experiments lack runs: see What is missing.")
+    if not all(run.identity for run in report.runs):
+        said.append(figures.UNKNOWN_DATA)
     if report.skipped:
         said.append(f"{len(report.skipped)} files were skipped: see What is not counted.")
     codes = defaultdict(set)
     for run in report.runs:
-        if run.about:
-            codes[run.model].add(run.about.get("code") or run.about.get("commit"))
+        codes[run.model] |= {run.about["code"] or run.about["commit"]} - {None}
     mixed = [f"{len(found)} of {model}" for model, found in codes.items() if len(found) > 1]
     if mixed:
         said.append(f"Runs of several versions of the program stand beside each other: {', '.join(mixed)}.")
-    if any(run.about.get("dirty") for run in report.runs):
+    if any(run.about["dirty"] for run in report.runs):
         said.append("Some runs were made by a checkout with local changes.")
     return said
 
 
-def as_markdown(report, drawings):
-    """The tables and what they rest on; figures as links to their files."""
-    lines = [
-        "# Results",
-        "",
-        f"{len(report.runs)} runs of {len(report.found)} experiments, finished {report.dates()}. "
-        f"Reported {report.made}.",
-        "",
-        *(f"- {text}" for text in notices(report)),
-        "",
-        "Accuracies in percent, mean ± sample standard deviation over seeds. Seconds: learning and evaluation, without "
-        "reading the data.",
-        "",
-        *(f"- **{name}** {text}." for name, text in DEFINITIONS.items()),
-    ]
-    for data in report.data_sets:
-        lines += ["", f"## {_md(data)}", ""]
-        header = ["learner", "memory", "settings", *METRICS, "seeds", "seconds"]
-        rows = [
-            [
-                it.label,
-                it.memory_text,
-                it.differs,
-                *(tables.percent(it, m) for m in METRICS),
-                len(it.runs),
-                tables.duration(it),
-            ]
-            for it in report.rows(data)
-        ]
-        lines += _md_table(header, rows, left=(0, 2))
-        lines += ["", *(f"- {_md(text)} ({n} runs)" for text, n in report.about_data(data))]
-        lines += ["", *(f"![{it.title}](figures/{it.name}.png)" for it in drawings if it.data == data)]
-    lines += [
-        "",
-        "## Memory, time, accuracy matrix",
-        "",
-        *(f"![{it.title}](figures/{it.name}.png)" for it in drawings if not it.data),
-    ]
-    lines += ["", "## Which differences are more than chance", "", SIGNIFICANCE]
-    for data in report.data_sets:
-        for memory, pairs in report.shelves_compared(data):
-            lines += ["", f"### {_md(data)}, {f'{memory} memories' if memory else 'no memory'}", ""]
-            rows = [
-                [a, b, f"{len(found['RA'].a.runs)}, {len(found['RA'].b.runs)}"]
-                + [
-                    text
-                    for it in found.values()
-                    for text in (f"{100 * it.difference:+.2f}", p_value(it.p_holm), it.verdict)
-                ]
-                for a, b, found in pairs
-            ]
-            columns = [f"{metric} {part}" for metric in pairs[0][2] for part in ("difference", "p", "verdict")]
-            lines += _md_table(["a", "b", "seeds", *columns], rows, left=(0, 1, 5, 8))
-    lines += ["", "## What was run", ""]
-    for what, found in report.provenance():
-        lines.append(f"- {what}: " + "; ".join(f"{_md(text)} ({n})" for text, n in found))
-    lines += [f"- {_md(label)}: {_md(name)} {value}" for label, name, value in report.notes()]
-    lines += ["", "## What is missing", "", *(f"- {_md(line)}" for line in gap_lines(report))]
-    lines += ["", "## What is not counted", "", *(f"- {_md(line)}" for line in skipped_lines(report))]
-    return "\n".join(lines) + "\n"
-
-
 SIGNIFICANCE = (
-    "Welch's t-test, two-sided, on the seeds' values, between learners on the same data with the same memory; p by "
-    "Holm's method, corrected for all comparisons of one metric in one table. A difference counts where p < "
-    f"{tables.LEVEL:g}. With fewer than {tables.FEWEST_SEEDS} seeds on either side nothing is tested and nothing "
-    "claimed. Differences are a − b in percentage points, in brackets the 95 % interval of this difference "
-    "alone. Seeds that share their order of examples are treated as independent, and hyperparameters as given: "
-    "a choice by these same seeds would favour whatever was tuned most."
+    "Two-sided t-tests on the seeds' values, between learners on the same data with the same memory; those without a "
+    "memory to size are compared with each of these, and with one another in a table of their own. Paired: by seed, "
+    f"where at least {tables.FEWEST_SEEDS} seeds were run with both, since runs of one seed share their first weights "
+    "and order of examples; Welch's test elsewhere. p by Holm's method, whose family is all tests of one metric in one "
+    f"table. A difference counts where p < {tables.LEVEL:g}; with fewer than {tables.FEWEST_SEEDS} seeds on a side "
+    "nothing is tested and nothing claimed. Differences are a − b in percentage points, in brackets the 95 % interval "
+    "of this difference alone. Hyperparameters are taken as given: a choice by these same seeds would favour whatever "
+    "was tuned most."
 )
 
 
 def gap_lines(report):
-    lines = []
-    if report.expected is None:
-        lines.append("No list of experiments was given: only seeds that others have can be missed.")
-    for gap in report.gaps:
-        where = f"{gap.data}: {gap.what}"
-        if gap.found:
-            lines.append(f"{where} has seeds {tables.span(gap.found)}, lacks {tables.span(gap.lacking)}.")
-        else:
-            lines.append(f"{where} has no runs.")
-    return lines if report.gaps else [*lines, "Nothing."]
+    unlisted = "No list of experiments was given: only seeds that others have can be missed."
+    return ([unlisted] if report.expected is None else []) + (report.gaps or ["Nothing."])
 
 
 def skipped_lines(report):
@@ -336,13 +350,10 @@ def p_value(value):
 
 def _md(text):
     """Text that means nothing else to Markdown, on one line."""
+    if isinstance(text, Markup):
+        return text
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
     return re.sub(r"([\\`*\[\]<>|#~]|\b_|_\b)", r"\\\1", text)
-
-
-def _md_table(header, rows, left):
-    rule = [":--" if place in left else "--:" for place in range(len(header))]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *([_md(cell) for cell in row] for row in rows))]
 
 
 def open_report(folder, skipped, runs, data=None, name=None, expected=None):

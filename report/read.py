@@ -1,31 +1,47 @@
-"""Reads whatever runs lie in a results folder, ours and the original program's, and names what it cannot count.
+"""Reads whatever runs lie in folders and packs, ours and the original program's, and names what it cannot count.
 
-Nothing in the folder is trusted. A file is read at most to a limit, as plain data (JSON, `weights_only` pickles, text);
-one that is damaged, foreign or half-written becomes a `Skipped` with the reason, and nothing of it is counted.
+Each file is first put into the words of our .json; from those `run_of` computes everything anew, of result_t and
+result_a alone. A file whose own numbers say something else is not counted.
+
+Nothing that is read is trusted. A file is read at most to a limit, as plain data (JSON, `weights_only` pickles, text);
+one that is damaged, foreign or half-written becomes a `Skipped` with the reason.
 """
 
 import argparse
+import gzip
+import hashlib
 import json
 import os
 import re
 import stat
 import zipfile
-from dataclasses import dataclass, field
+import zlib
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 
-FORMAT = "mer-result/1"
-MOST_BYTES = 64 * 2**20  # of a .json, a .txt, the pickle inside a .pt, and a .pt that cannot be mapped into memory
-MOST_ROWS = 400  # evaluations kept of a run: more than a figure can show
-SUFFIXES = (".json", ".pt", ".txt")  # of one run, the first that is there is read
+import metrics
+from errors import UserError
+from model.flags import CHANCE, DATA, FREE, PAPER, PLACE, memory_size
+from run import FORMAT
+from run.flags import MODEL, RUN_FLAGS
+
+PACK, PACK_FORMAT = ".jsonl.gz", "mer-runs/1"  # a file of many runs: in its first line the format, then one in each
+MOST_BYTES = 64 * 2**20  # of a .json, a .txt, a pack's line, the pickle in a .pt, a .pt that cannot be mapped
+MOST_RUNS = 100_000  # in a pack
+MOST_ROWS = 120  # evaluations of a run that are kept for the figures
+ROUNDED = 2e-4  # how far a file's own numbers may be from ours: a .txt has four digits
 
 # folders that hold no runs to report: those of this program, and what tuning tried
 NO_RESULTS = ("bench", "equivalence", "logs", "records", "report", "tuning")
-
-METRICS = ("RA", "LA", "BTI", "FWT")
 THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left"  # who ran it
+
+# Flags that runs of one experiment may differ in. Which tasks it learned is told by their identity.
+NO_MATTER = {flag.name for flag in RUN_FLAGS if flag.role in (CHANCE, DATA, FREE, PLACE)} | {MODEL.name}
 
 _NAME = re.compile(r"(?P<model>[A-Za-z0-9.-]+)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,99}")
@@ -38,7 +54,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that is not counted; path is relative to the results folder."""
+    """A file or folder that is not counted, and why."""
 
     path: str
     reason: str
@@ -48,16 +64,20 @@ class Skipped:
 class Run:
     """One finished run; T tasks in order of presentation, E evaluations, accuracies in 0..1.
 
-    args        {flag: value}, or None where only a .txt is left
+    science     {flag: text} of what the distribution of its numbers depends on, besides the data; None where unknown
+    memory      how many examples it may remember; None: none, or unknown
     seed        None where unknown
-    RA..FWT     the paper's summaries (see metrics)
+    history     what its learner had learned before: the first run first, each {"model", "data", "data_file", "n_tasks"}
+    RA..        its summaries: see metrics
+    before, after   mean accuracy on the tasks of its history, as it began and at its end; None where not evaluated
     seconds     wall time of learning and evaluation, without reading the data; None where unknown
     matrix      (T, T)  R[i, j] = accuracy on task j after learning task i
-    baseline    (T,)    accuracy of the untrained net
+    baseline    (T,)    accuracy before anything was learned here
     position    (E,)    how many tasks have been learned at each evaluation; 3.5 is half-way through the fourth
-    current     (E,)    the task being learned at each evaluation
     accuracies  (E, T)
-    about       where it comes from: engine, draws, threads, commit, dirty, code, versions, host, started, data, notes
+    seen        (E,)    mean accuracy over the tasks seen so far, the current one included
+    digest      tells whether two runs have the same evaluations
+    about       where it comes from: engine, draws, threads, commit, dirty, code, versions, host, origin, notes
     """
 
     path: str
@@ -66,322 +86,423 @@ class Run:
     model: str
     data_file: str
     identity: str | None
-    args: dict | None
+    science: dict | None
+    memory: int | None
     seed: int | None
+    history: tuple
     RA: float
     LA: float
     BTI: float
     FWT: float
+    AAA: float
+    forgetting: float
+    before: float | None
+    after: float | None
     seconds: float | None
     finished: float
     matrix: np.ndarray
     baseline: np.ndarray
     position: np.ndarray
-    current: np.ndarray
     accuracies: np.ndarray
-    about: dict = field(default_factory=dict)
+    seen: np.ndarray
+    digest: str
+    about: dict
 
     @property
     def n_tasks(self):
         return len(self.baseline)
 
-    def seen(self):
-        """(E,) mean accuracy over the tasks seen so far, the current one included."""
-        sums = np.cumsum(self.accuracies, axis=1)[np.arange(len(self.current)), self.current]
-        return sums / (self.current + 1)
+
+def check_places(places):
+    """Raises UserError where one is no file or folder that can be read."""
+    for place in places:
+        if not os.path.exists(place):
+            raise UserError(f"{place} is no folder or pack; give the folder that main.py saved to, such as results/")
+        if not os.access(place, os.R_OK | (os.X_OK if os.path.isdir(place) else 0)):
+            raise UserError(f"{place} cannot be read; check its permissions")
 
 
-def read_folder(folder):
-    """([Run], [Skipped]) of all below folder, in order of path. Folders behind symbolic links are not entered."""
-    folder = Path(folder)
-    runs, skipped = [], []
+def read_results(*places):
+    """([Run], [Skipped]) of all in these folders, with their subfolders, and packs; each run once, in order of path."""
+    found = [it for it, _ in records(*places)]
+    runs, again = each_once([it for it in found if isinstance(it, Run)])
+    skipped = [it for it in found if isinstance(it, Skipped)]
+    where = Counter(run.path.partition(": ")[0] if PACK in run.path else os.path.dirname(run.path) for run in again)
+    skipped += [
+        Skipped(path or os.curdir, f"{n} of its runs are elsewhere too, and count once") for path, n in where.items()
+    ]
+    return runs, sorted(skipped, key=lambda it: it.path)
 
-    def skip(path, reason):
-        skipped.append(Skipped(os.path.relpath(path, folder), reason))
 
-    def skip_folder(error):
-        skip(error.filename, f"cannot be listed: {error.strerror}")
+def records(*places):
+    """Yields (Run, what its file says, in the words of our .json) for each run, (Skipped, None) for what is none."""
+    for place in places:
+        root = place if len(places) == 1 and os.path.isdir(place) else os.curdir
+        for path, problem in _files_in(place):
+            shown = os.path.relpath(path, root)
+            if problem:
+                yield Skipped(shown, problem), None
+            else:
+                yield from _records_in(path, shown)
 
-    for here, folders, files in os.walk(folder, onerror=skip_folder):
+
+def each_once(runs):
+    """([Run], [Run]): each run once, in order of path, and those that are one of them again.
+
+    Runs of one name are the same where their evaluations are, or where only a .txt is left of one.
+    """
+    once, again = defaultdict(list), []
+    for run in sorted(runs, key=lambda run: (run.program == TEXT, run.identity is None, run.path)):
+        same = any(run.digest == it.digest or run.program == TEXT for it in once[run.name])
+        (again if same else once[run.name]).append(run)
+    return sorted((run for alike in once.values() for run in alike), key=lambda run: run.path), again
+
+
+def _files_in(place):
+    """Yields (path, None, or why it is not read) of a file, or of what is below a folder."""
+    if not os.path.isdir(place):
+        yield place, None
+        return
+    unlisted = []
+    for here, folders, files in os.walk(place, onerror=unlisted.append):
         folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in NO_RESULTS))
         for name in folders:
             if os.path.islink(os.path.join(here, name)):
-                skip(os.path.join(here, name), "a symbolic link to a folder: not followed")
-            elif name.endswith(SUFFIXES):
-                skip(os.path.join(here, name), "a folder, not a file")
-        for name, suffix in _best_of_each_run(files):
-            path = os.path.join(here, name + suffix)
+                yield os.path.join(here, name), "a symbolic link to a folder: not followed"
+            elif name.endswith(tuple(READERS)):
+                yield os.path.join(here, name), "a folder, not a file"
+        best = {}
+        for ending in reversed(READERS):
+            best |= {(ending == PACK, it.removesuffix(ending)): it for it in files if it.endswith(ending)}
+        yield from ((os.path.join(here, name), None) for name in sorted(best.values()))
+    yield from ((error.filename, f"cannot be listed: {error.strerror}") for error in unlisted)
+
+
+def told_by(path):
+    """[what a file says of each of its runs, in the words of our .json], unchecked. Raises Unreadable or OSError."""
+    ending = next((ending for ending in READERS if str(path).endswith(ending)), None)
+    if ending is None:
+        raise Unreadable(f"none of {', '.join(READERS)}")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Unreadable("not a regular file")
+    return [{"format": FORMAT} | saved if ending in (".pt", ".txt") else saved for saved in READERS[ending](path)]
+
+
+def _records_in(path, shown):
+    try:
+        found = told_by(path)
+    except Unreadable as error:
+        beside = str(path).endswith(".pt") and os.path.exists(f"{str(path)[:-3]}.txt")
+        yield Skipped(shown, f"{error}{'; remove it to have its .txt read' if beside else ''}"), None
+    except Exception as error:  # no file, however odd, may cost the report of the others
+        yield Skipped(shown, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"), None
+    else:
+        for saved in found:
+            name = saved.get("name")
+            if not (isinstance(name, str) and _NAME.fullmatch(name)):
+                name = os.path.basename(path).rpartition(".")[0]
+            if _timestamp(saved.get("finished")) is None:
+                saved["finished"] = _date(name, path)
+            place = f"{shown}: {name}" if shown.endswith(PACK) else shown
             try:
-                runs.append(READERS[suffix](path, name, os.path.relpath(path, folder)))
+                yield run_of(saved, name, place), saved | {"name": name}
             except Unreadable as error:
-                left = suffix == ".pt" and name + ".txt" in files
-                skip(path, f"{error}{'; remove it to have its .txt read' if left else ''}")
-            except Exception as error:  # no file, however odd, may cost the report of the others
-                skip(path, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
-    return sorted(runs, key=lambda run: run.path), sorted(skipped, key=lambda it: it.path)
+                yield Skipped(place, str(error)), None
+            except Exception as error:
+                yield Skipped(place, f"cannot be read: {type(error).__name__}"), None
 
 
-def _best_of_each_run(files):
-    found = {}
-    for file in files:
-        for rank, suffix in enumerate(SUFFIXES):
-            if file.endswith(suffix):
-                name = file[: -len(suffix)]
-                found[name] = min(found.get(name, rank), rank)
-    return [(name, SUFFIXES[rank]) for name, rank in sorted(found.items())]
+# -- each kind of file in the words of our .json
 
 
-# -- our .json
-
-
-def read_json(path, name, shown):
-    """The Run in one of our .json files. Raises Unreadable or OSError."""
+def read_json(path):
+    """What one of our .json files says, as a list of one. Raises Unreadable or OSError."""
     raw = _read_bytes(path)
     if FORMAT.split("/")[0].encode() not in raw:  # saves parsing large foreign files
         raise Unreadable("foreign or half-written: not a result of this program" if raw.strip() else "empty")
+    return [_parse(raw)]
+
+
+def read_pack(path):
+    """What a pack says of each of its runs. Raises Unreadable or OSError."""
+    found = []
+    try:
+        with gzip.open(path) as file:
+            if _parse(_line(file)).get("format") != PACK_FORMAT:
+                raise Unreadable(f"foreign: its first line does not say {PACK_FORMAT}")
+            while line := _line(file):
+                found.append(_parse(line))
+                if len(found) > MOST_RUNS:
+                    raise Unreadable(f"more than {MOST_RUNS} runs")
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise Unreadable("half-written or damaged: not a whole gzip file") from None
+    return found
+
+
+def _line(file):
+    line = file.readline(MOST_BYTES + 1)
+    if len(line) > MOST_BYTES:
+        raise Unreadable(f"a line is larger than {MOST_BYTES >> 20} MiB")
+    return line
+
+
+def _parse(raw):
     try:
         saved = json.loads(raw)
     except RecursionError:
         raise Unreadable("foreign: nested too deeply") from None
     except ValueError:
         raise Unreadable("half-written or damaged: not valid JSON") from None
-    found = saved.get("format") if isinstance(saved, dict) else None
-    if found != FORMAT:
-        raise Unreadable(f"its format is {found!r:.60}, not {FORMAT!r}")
-    if saved.get("status", "complete") != "complete":
-        raise Unreadable(
-            f"an unfinished run: {_text(saved['status'])}"
-            + (f" ({_text(saved['failure'])})" if saved.get("failure") else "")
-        )
-    data = _part(saved, "data", dict)
-    args = _flags(_part(saved, "args", dict))
-    stats = _part(saved, "stats", dict)
-    numbers = {metric: _number(stats, metric, 0 if metric in ("RA", "LA") else -1, 1) for metric in METRICS}
-    matrix = _accuracies(saved, "accuracy_matrix", 2)
-    baseline = _accuracies(saved, "baseline", 1)
-    order = _part(data, "task_order", list)
-    n_tasks = len(baseline)
-    if len(matrix) < n_tasks:
-        raise Unreadable(f"stopped after {len(matrix)} of {n_tasks} tasks")
-    if matrix.shape != (n_tasks, n_tasks) or _sorted(order) != list(range(n_tasks)):
-        raise Unreadable("accuracy_matrix, baseline and task_order do not fit each other")
-    if abs(matrix[-1].mean() - numbers["RA"]) > 1e-3:
-        raise Unreadable(f"RA {numbers['RA']:.4f} is not the mean {matrix[-1].mean():.4f} of its last accuracies")
-    seconds = _part(saved, "seconds", dict)
-    evaluations = _evaluations(
-        _part(saved, "result_t", list),
-        _accuracies(saved, "result_a", 2),
-        order,
-        _part(saved, "examples_seen", list),
-    )
-    host = _dict(saved.get("host"))
-    seed = saved.get("seed")
-    if type(seed) is not int:
-        raise Unreadable(f"seed is {seed!r:.60}, not a whole number")
-    return Run(
-        path=shown,
-        name=name,
-        program=THIS,
-        model=_plain(saved, "model"),
-        data_file=_plain(data, "file"),
-        identity=_text(data.get("identity")),
-        args=args,
-        seed=seed,
-        **numbers,
-        seconds=_number(seconds, "total", 0),
-        finished=_timestamp(saved.get("finished"), path),
-        matrix=matrix,
-        baseline=baseline,
-        **evaluations,
-        about={
-            "engine": _text(saved.get("engine")),
-            "draws": _text(saved.get("draws")),
-            "threads": _text(saved.get("threads")),
-            "commit": _text(saved.get("commit")),
-            "code": _text(saved.get("code")),
-            "dirty": saved.get("dirty") is True,
-            "versions": {_text(k): _text(v) for k, v in _dict(saved.get("versions")).items()},
-            "host": " · ".join(
-                filter(None, (_text(host.get("name")), _text(host.get("cpu")), _cores(host.get("cores"))))
-            )
-            or None,
-            "started": _text(saved.get("started")),
-            "origin": _text(data.get("origin")),
-            "notes": {_text(k): v for k, v in _dict(saved.get("notes")).items() if type(v) in (int, float)},
-        },
-    )
+    if not isinstance(saved, dict):
+        raise Unreadable(f"its format is not {FORMAT!r}")
+    return saved
 
 
-# -- the original's .pt and .txt
-
-
-def read_pt(path, name, shown):
-    """The Run in one of the original's .pt files: (result_t, result_a, state_dict, stats, one_liner, args).
+def read_pt(path):
+    """What one of the original's .pt files says: (result_t, result_a, state_dict, stats, one_liner, args).
 
     Loaded as plain tensors and settings: a pickle that asks for anything else is refused, unrun. Weights are mapped,
     not read. Raises Unreadable or OSError.
     """
-    _check_regular(path)
-    mapped = _check_zip(path) if zipfile.is_zipfile(path) else False
-    if not mapped and os.path.getsize(path) > MOST_BYTES:
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _check_zip(path)
+    elif os.path.getsize(path) > MOST_BYTES:
         raise Unreadable(f"larger than {MOST_BYTES >> 20} MiB and not in a format that can be mapped into memory")
     import torch  # slow to import, and only these files need it
 
-    from disk.safe import check_pickles, check_tensors
+    from disk import safe
 
     try:
         with open(path, "rb") as file:
-            check_pickles(file, also={"argparse Namespace"})
+            safe.check_pickles(file, also={"argparse Namespace"})
         with torch.serialization.safe_globals([argparse.Namespace]):
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        check_tensors(saved, os.path.getsize(path))
+            saved = safe.load_plain(path, mmap=mapped)
+        safe.check_tensors(saved, os.path.getsize(path))
     except OSError:
         raise
+    except safe.OtherProtocol as error:
+        raise Unreadable(f"refused: {error}") from None
     except Exception as error:  # whatever a damaged or hostile file makes of the loader
-        if re.search(r"never run|unsupported (global|class)|allowed global|unrecognized function", str(error), re.I):
-            raise Unreadable("refused: holds more than tensors and settings, and could run code") from None
-        raise Unreadable(f"damaged or foreign: {type(error).__name__}") from None
+        asked = re.search(r"GLOBAL (\S+) in it is never run", str(error))
+        what = f"refused: it asks for {asked[1]}, which is no plain value, and is not run" if asked else None
+        raise Unreadable(what or f"damaged or foreign: {type(error).__name__}") from None
     if not isinstance(saved, tuple) or len(saved) != 6 or not isinstance(saved[5], argparse.Namespace):
         raise Unreadable("not the six parts that a run saves")
-    result_t, result_a, _, _, one_liner, args = saved
+    result_t, result_a, _, stats, one_liner, args = saved
+    args = {name: value if isinstance(value, PLAIN) else str(value)[:200] for name, value in vars(args).items()}
+    for key in ("model", "data_file"):
+        if not isinstance(args.get(key), str):
+            raise Unreadable(f"its flags hold no {key}: another program's")
     try:
-        result_t = torch.as_tensor(result_t).long().flatten().tolist()
-        result_a = torch.as_tensor(result_a).float().clone().numpy()  # a copy, lest the file stay mapped
+        numbers = {
+            "stats": dict(zip(("RA", "BTI", "FWT"), map(float, stats), strict=False)),
+            "result_t": torch.as_tensor(result_t).long().flatten().tolist(),
+            "result_a": torch.as_tensor(result_a).float().tolist(),
+        }
     except Exception:
-        raise Unreadable("result_t or result_a is not an array of numbers") from None
-    args = _flags(vars(args))
+        raise Unreadable("result_t, result_a or stats is not an array of numbers") from None
     seconds = re.search(r"# *([0-9.eE+-]+)\s*$", one_liner) if isinstance(one_liner, str) else None
-    if type(args.get("seed")) is not int:
-        raise Unreadable(f"seed is {args.get('seed')!r:.60}, not a whole number")
-    return Run(
-        path=shown,
-        name=name,
-        program=THIS if "engine" in args else ORIGINAL,
-        model=_plain(args, "model"),
-        data_file=_plain(args, "data_file"),
-        args=args,
-        seed=args["seed"],
-        seconds=_seconds(seconds and seconds[1]),
-        **_from_evaluations(result_t, result_a),
-        **_from_name(name, path),
-    )
+    about = {"program": THIS if "engine" in args else ORIGINAL, "model": args["model"], "seed": args.get("seed")}
+    data = {"file": os.path.basename(args["data_file"])}
+    return [{"args": args, "data": data, "seconds": {"total": seconds and seconds[1]}} | about | numbers]
 
 
-def read_txt(path, name, shown):
-    """The Run in one of the original's .txt files: baseline, `|`, the rows of R, an empty line, three summaries.
+def read_txt(path):
+    """What one of the original's .txt files says: baseline, `|`, the rows of R, an empty line, three summaries.
 
     Learner and data file come from the file's name; flags and seed are unknown. Raises Unreadable or OSError.
     """
-    parts = _NAME.fullmatch(name)
+    parts = _NAME.fullmatch(os.path.basename(path).removesuffix(".txt"))
     if not parts:
         raise Unreadable("foreign: not named like a result")
     lines = _read_bytes(path).decode("utf-8", "replace").split("\n")
     try:
         empty = lines.index("")
-        if (
-            lines[1] != "|"
-            or not re.match(r"Final Accuracy: .*\d", lines[empty + 1])
-            or not re.match(r"Forward: .*\d", lines[empty + 3])
-        ):
+        names = {"Final Accuracy": "RA", "Backward": "BTI", "Forward": "FWT"}
+        stats = {names[line.split(":")[0]]: float(line.split(":")[1]) for line in lines[empty + 1 : empty + 4]}
+        if lines[1] != "|" or len(stats) < len(names):
             raise ValueError
-        rows = np.array(
-            [[float(word) for word in line.split()] for line in (lines[0], *lines[2:empty])], dtype=np.float32
-        )
-        if rows.ndim != 2:
-            raise ValueError
-    except (ValueError, IndexError):
+        rows = [[float(word) for word in line.split()] for line in (lines[0], *lines[2:empty])]
+    except (ValueError, LookupError):
         raise Unreadable("half-written or foreign: not the accuracies that a run saves") from None
+    numbers = {"stats": stats, "result_t": [0, *range(len(rows) - 1)], "result_a": rows}
+    return [{"program": TEXT, "model": parts["model"], "data": {"file": parts["data"]}} | numbers]
+
+
+# of one run, the first of these that is there is read
+READERS = {".json": read_json, PACK: read_pack, ".pt": read_pt, ".txt": read_txt}
+PLAIN = (str, int, float, type(None))
+
+
+# -- what they say of a run
+
+
+def run_of(saved, name, shown):
+    """The Run of a file's words, computed anew from result_t and result_a. Raises Unreadable.
+
+    name, shown   of the run, and of the place where it is
+    """
+    if saved.get("format") != FORMAT:
+        raise Unreadable(f"its format is {saved.get('format')!r:.60}, not {FORMAT!r}")
+    if saved.get("status", "complete") != "complete":
+        failure = f" ({_text(saved['failure'])})" if saved.get("failure") else ""
+        raise Unreadable(f"an unfinished run: {_text(saved['status'])}{failure}")
+    program = saved.get("program", THIS)
+    if program not in (THIS, ORIGINAL, TEXT):
+        raise Unreadable(f"program is {program!r:.60}, none that is known")
+    data, model = _part(saved, "data", dict), _plain(saved, "model")
+    seed = science = memory = None
+    history = _history(saved.get("history", []))
+    evaluated = _evaluations(saved)
+    _check_stored(saved, evaluated, program)
+    if program != TEXT:
+        seed = saved.get("seed")
+        if type(seed) is not int:
+            raise Unreadable(f"seed is {seed!r:.60}, not a whole number")
+        reads, left_out = _flags(saved, "science" if "science" in saved else "args"), NO_MATTER
+        if "science" not in saved:
+            left_out = left_out | _unread(model)
+        science = {flag: plain(value) for flag, value in reads.items() if flag not in left_out and value is not None}
+        if history:  # which says what the learner had learned, wherever it was
+            science.pop("start_from", None)
+        n_tasks = len(evaluated["baseline"]) + sum(run["n_tasks"] for run in history)
+        whole = {flag: int(text) for flag, text in science.items() if re.fullmatch(r"\d{1,10}", text, re.ASCII)}
+        memory = memory_size(model, whole, n_tasks)
     return Run(
         path=shown,
         name=name,
-        program=TEXT,
-        model=_plain(parts.groupdict(), "model"),
-        data_file=_plain(parts.groupdict(), "data"),
-        args=None,
-        seed=None,
-        seconds=None,
-        **_from_evaluations([0, *range(len(rows) - 1)], rows),
-        **_from_name(name, path),
+        program=program,
+        model=model,
+        data_file=_plain(data, "file"),
+        identity=_text(data.get("identity")),
+        science=science,
+        memory=memory,
+        seed=seed,
+        history=history,
+        **evaluated,
+        **_earlier(saved.get("earlier")),
+        seconds=_as_float(_dict(saved.get("seconds")).get("total")),
+        finished=_timestamp(saved.get("finished")) or 0.0,
+        about=_about(saved, data),
     )
 
 
-READERS = {".json": read_json, ".pt": read_pt, ".txt": read_txt}
+def plain(value):
+    """The text of a flag's value, the same for 20 and 20.0, and for True and yes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value)
 
 
-def _from_evaluations(result_t, result_a):
-    _check_accuracies(result_a, "result_a", 2)
-    from metrics import summarise
-
-    if len(result_t) > 1:
-        result_t = [result_t[1], *result_t[1:]]  # the original calls row 0 task 0's, whichever task comes first
-    try:
-        metrics = summarise(result_t, result_a)
-    except ValueError as error:
-        raise Unreadable(str(error)) from None
-    n_tasks = result_a.shape[1]
-    if len(metrics.order) < n_tasks:
-        raise Unreadable(f"stopped after {len(metrics.order)} of {n_tasks} tasks")
-    return {
-        **{metric: float(getattr(metrics, metric)) for metric in METRICS},
-        "matrix": metrics.matrix.numpy(),
-        "baseline": metrics.baseline.numpy(),
-        **_evaluations(result_t, result_a, metrics.order),
-    }
-
-
-def _evaluations(result_t, result_a, order, examples_seen=None):
-    """position, current and accuracies of a Run: columns in order of presentation, at most about MOST_ROWS rows.
+def _evaluations(saved):
+    """The numbers of a Run: columns in order of presentation, for the figures at most about MOST_ROWS rows.
 
     Without examples_seen, evaluations count as equally far apart within a task.
     """
-    n_tasks = len(order)
-    if result_a.shape != (len(result_t), n_tasks) or examples_seen is not None and len(examples_seen) != len(result_t):
-        raise Unreadable("result_t, result_a and examples_seen do not fit each other")
-    rank = {task: place for place, task in enumerate(order)}
+    result_t, result_a = _part(saved, "result_t", list), _accuracies(saved, "result_a", 2)
+    if not all(type(t) is int for t in result_t):
+        raise Unreadable("result_t is not a list of whole numbers")
     if len(result_t) > 1:
-        result_t = [result_t[1], *result_t[1:]]
+        result_t = [result_t[1], *result_t[1:]]  # the original calls row 0 task 0's, whichever task comes first
     try:
-        current = np.array([rank[task] for task in result_t])
-        seen = np.array(range(len(current)) if examples_seen is None else examples_seen, dtype=float)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise Unreadable("result_t or examples_seen is not a list of whole numbers") from None
-    steps = np.diff(current)
-    if (
-        not np.isin(steps, (0, 1)).all()
-        or current[0] != 0
-        or current[-1] != n_tasks - 1
-        or not (np.diff(seen) >= 0).all()
-    ):
-        raise Unreadable("result_t and examples_seen do not run through the tasks in order")
-    ends = np.append(np.flatnonzero(steps), len(current) - 1)  # the last row of each task
+        found = metrics.summarise(result_t, result_a)
+        seen = np.array(saved.get("examples_seen", range(len(result_t))), dtype=float)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Unreadable(f"its evaluations do not fit each other: {error}") from None
+    n_tasks, order = result_a.shape[1], found.order
+    if len(order) < n_tasks:
+        raise Unreadable(f"stopped after {len(order)} of {n_tasks} tasks")
+    if seen.shape != (len(result_t),) or not (np.diff(seen) >= 0).all():
+        raise Unreadable("its evaluations do not fit each other: examples_seen is not one rising number for each")
+    current = np.array([order.index(t) for t in result_t])
+    ends = np.append(np.flatnonzero(np.diff(current)), len(current) - 1)  # the last row of each task
     position = np.interp(seen, np.append(seen[0], seen[ends]), np.arange(n_tasks + 1))
-    kept = np.unique(
-        np.concatenate((np.linspace(0, len(current) - 1, min(MOST_ROWS, len(current))).round().astype(int), ends))
-    )
-    return {"position": position[kept], "current": current[kept], "accuracies": result_a[kept][:, order]}
+    rows = np.linspace(0, len(current) - 1, min(MOST_ROWS, len(current))).round().astype(int)
+    rows = np.unique(np.append(rows, ends))
+    return {
+        **{metric: float(getattr(found, metric)) for metric in metrics.NAMES},
+        "matrix": found.matrix,
+        "baseline": found.baseline,
+        "position": position[rows],
+        "accuracies": result_a[rows][:, order],
+        "seen": found.seen[rows],
+        "order": order,
+        "digest": hashlib.sha256(result_a.tobytes() + repr(result_t).encode()).hexdigest(),
+    }
 
 
-def _from_name(name, path):
-    parts = _NAME.fullmatch(name)
-    date = None
-    if parts:
-        try:
-            date = datetime.strptime(parts["date"], "%Y_%m_%d_%H_%M_%S").timestamp()
-        except ValueError:
-            pass
-    return {"identity": None, "finished": os.path.getmtime(path) if date is None else date}
+def _check_stored(saved, evaluated, program):
+    """Raises Unreadable where a file's own summaries are not those of its evaluations."""
+    order = evaluated.pop("order")
+    told = _part(saved, "data", dict).get("task_order", order)
+    if told != order:
+        raise Unreadable(f"task_order is {told!r:.60}, but its evaluations go through the tasks as {order!r:.60}")
+    if program == ORIGINAL and order != sorted(order):
+        return  # whose summaries of shuffled tasks are wrong
+    stored = _dict(saved.get("stats")) | {key: saved[key] for key in ("accuracy_matrix", "baseline") if key in saved}
+    for key, value in stored.items():
+        _check(key, value, evaluated.get("matrix" if key == "accuracy_matrix" else key))
+
+
+def _check(key, value, ours):
+    """Raises Unreadable where a file's own number or numbers are not ours but for rounding."""
+    with suppress(ValueError, TypeError):
+        if ours is None or np.shape(value) == np.shape(ours) and (abs(np.array(value) - ours) <= ROUNDED).all():
+            return
+    exactly = f"{value!r:.40}, they give {ours:.4f}" if np.ndim(ours) == 0 else "not theirs"
+    raise Unreadable(f"contradicts its evaluations: {key} is {exactly}")
+
+
+@cache
+def _unread(name):
+    """Names of the paper's flags that a learner, if it is one of ours, does not read."""
+    import model  # slow: with torch
+
+    about = model.read_all().get(model.ELSEWHERE.get(name, name))
+    mine = {flag.name for flag in about.flags} if about else set()
+    return {flag.name for flag in PAPER} - mine if mine else set()
+
+
+def _earlier(earlier):
+    """What became of the tasks that were learned before this run."""
+    means = [None] if earlier is None else _accuracies(_dict(earlier), "result_a", 2).mean(1).tolist()
+    found = {"before": means[0], "after": means[-1]}
+    for key, value in found.items():
+        _check(f"RA_{key}", _dict(earlier).get(f"RA_{key}", value), value)
+    return found
+
+
+def _history(history):
+    kinds = {"model": str, "data": str, "data_file": str, "n_tasks": int}
+    with suppress(TypeError, LookupError):
+        found = tuple({key: run[key] for key in kinds} for run in history)
+        typed = all(type(run[key]) is kind for run in found for key, kind in kinds.items())
+        if typed and all(0 < run["n_tasks"] < MOST_RUNS for run in found):
+            return found
+    raise Unreadable(f"history is {history!r:.60}, not the runs before this one")
+
+
+def _about(saved, data):
+    host, cores = _dict(saved.get("host")), _dict(saved.get("host")).get("cores")
+    parts = (_text(host.get("name")), _text(host.get("cpu")), f"{cores} cores" if isinstance(cores, int) else None)
+    return {
+        **{key: _text(saved.get(key)) for key in ("engine", "draws", "threads", "commit", "code")},
+        "dirty": saved.get("dirty") is True,
+        "versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in sorted(_dict(saved.get("versions")).items()))
+        or None,
+        "host": " · ".join(filter(None, parts)) or None,
+        "origin": _text(data.get("origin")),
+        "notes": {_text(k): v for k, v in _dict(saved.get("notes")).items() if type(v) in (int, float)},
+    }
 
 
 # -- checks
 
 
-def _check_regular(path):
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Unreadable("not a regular file")
-
-
 def _read_bytes(path):
-    _check_regular(path)
     with open(path, "rb") as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
@@ -390,7 +511,7 @@ def _read_bytes(path):
 
 
 def _check_zip(path):
-    """True for a zip file as torch.save writes it; raises Unreadable for one that could grow when unpacked."""
+    """Raises Unreadable for a zip file that is not as torch.save writes it, and could grow when unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -400,7 +521,6 @@ def _check_zip(path):
         raise Unreadable("foreign: torch.save writes no compressed archives")
     if any(it.file_size > MOST_BYTES for it in members if it.filename.endswith(".pkl")):
         raise Unreadable(f"its pickle is larger than {MOST_BYTES >> 20} MiB")
-    return True
 
 
 def _part(saved, key, kind):
@@ -427,29 +547,19 @@ def _plain(saved, key):
     return value
 
 
-def _flags(args):
-    for name, value in args.items():
-        if not isinstance(name, str) or not _FLAG.fullmatch(name) or len(str(value)) > 1000:
-            raise Unreadable(f"args holds {name!r:.60}, which is no flag")
-    return dict(args)
-
-
-def _number(saved, key, least, most=1e12):
-    value = saved.get(key)
-    if type(value) not in (int, float) or not least <= value <= most:
-        raise Unreadable(f"{key} is {value!r:.60}, not a number in {least}..{most}")
-    return float(value)
+def _flags(saved, key):
+    flags = _part(saved, key, dict)
+    for name, value in flags.items():
+        if not _FLAG.fullmatch(name) or len(str(value)) > 1000:
+            raise Unreadable(f"{key} holds {name!r:.60}, which is no flag")
+    return flags
 
 
 def _accuracies(saved, key, n_axes):
     try:
-        values = np.asarray(saved.get(key))
+        values = np.array(saved.get(key))
     except ValueError:
         raise Unreadable(f"{key} has rows of different lengths") from None
-    return _check_accuracies(values, key, n_axes)
-
-
-def _check_accuracies(values, key, n_axes):
     if values.dtype.kind not in "fiu" or values.ndim != n_axes or not values.size:
         raise Unreadable(f"{key} is no array of numbers with {n_axes} axes")
     if not ((values >= 0) & (values <= 1)).all():
@@ -457,27 +567,23 @@ def _check_accuracies(values, key, n_axes):
     return values.astype(np.float32)
 
 
-def _sorted(values):
-    return sorted(values) if all(type(value) is int for value in values) else None
+def _as_float(value):
+    """A number from 0 on, or text of one, as a float; None for anything else."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value) if 0 <= float(value) < 1e12 and value is not True else None
 
 
-def _seconds(text):
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if 0 <= value < float("inf") else None
+def _date(name, path):
+    """When a run finished, by its name or else its file's age, as .json has it."""
+    when = datetime.fromtimestamp(os.path.getmtime(path))
+    with suppress(ValueError, TypeError):
+        when = datetime.strptime(_NAME.fullmatch(name)["date"], "%Y_%m_%d_%H_%M_%S")
+    return when.astimezone(timezone.utc).isoformat()
 
 
-def _cores(value):
-    return f"{value} cores" if isinstance(value, int) else None
-
-
-def _timestamp(text, path):
-    try:
+def _timestamp(text):
+    with suppress(TypeError, ValueError, OverflowError):
         return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return os.path.getmtime(path)
 
 
 def date(timestamp):

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import warnings
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,31 +10,27 @@ from itertools import combinations
 
 import numpy as np
 
-from report.read import METRICS, ORIGINAL, TEXT, THIS
+from metrics import NAMES
+from model.flags import SAME_SIZE
+from report.read import NO_MATTER, ORIGINAL, TEXT, THIS, plain
 
-# What a run may differ in and still be one more seed of the same experiment. Which data were learned is judged by their
-# identity, not by where they lay.
-NOT_SCIENCE = frozenset(
-    "seed save_path data_path data_file data_seed log_every cuda engine draws threads progress checkpoint_every resume "
-    "keep_state with_tasks_of tensorboard".split()
-)
 # The paper's order: first what remembers nothing, then regularisation, then replay.
 ORDER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")
-REPLAYS = ("er", "mer")  # learners whose names begin so keep one reservoir
-SAME_SIZE = 0.02  # 51 memories for each of 100 tasks stand beside 5120
 FEWEST_SEEDS = 3
 LEVEL = 0.05
+UNKNOWN_DATA = "†"  # marks runs whose data are known by the file's name alone
+VALUES = (*NAMES, "before", "after", "seconds")  # of a run; those after NAMES may be unknown
 
 
 @dataclass(frozen=True)
 class Experiment:
     """Runs of one learner that differ in nothing but their seed, in order of seed.
 
-    data      the data file's name, with a part of its identity where several files have this name
-    label     the learner, marked where the original program ran it or only a .txt is left
+    data      name of the tasks: their file's, with a part of their identity where others have this name
+    label     the learner, with what it had learned before, who ran it if not this program, and UNKNOWN_DATA
     memory    how many examples it remembers (None: none, or unknown)
     settings  {flag: text} of all that makes it this experiment; None where no flags are known
-    differs   the settings that tell it from others of the same learner, memory and data, as text
+    differs   the settings that tell it from others of the same label, memory and data, as text
     """
 
     data: str
@@ -47,16 +43,16 @@ class Experiment:
 
     @cached_property
     def values(self):
-        """{metric: (seeds,) values}; of "seconds" those that are known."""
-        found = {metric: np.array([getattr(run, metric) for run in self.runs]) for metric in METRICS}
-        return found | {"seconds": np.array([run.seconds for run in self.runs if run.seconds is not None])}
+        """{one of VALUES: (seeds,) of the runs where it is known}"""
+        found = {name: [getattr(run, name) for run in self.runs] for name in VALUES}
+        return {name: np.array([value for value in known if value is not None]) for name, known in found.items()}
 
-    def mean(self, metric):
-        return float(self.values[metric].mean()) if len(self.values[metric]) else None
+    def mean(self, name):
+        return float(self.values[name].mean()) if len(self.values[name]) else None
 
-    def std(self, metric):
+    def std(self, name):
         """Sample standard deviation (n - 1); None for fewer than two seeds."""
-        return float(self.values[metric].std(ddof=1)) if len(self.values[metric]) > 1 else None
+        return float(self.values[name].std(ddof=1)) if len(self.values[name]) > 1 else None
 
     @property
     def seeds(self):
@@ -74,8 +70,11 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Welch's t-test of two learners' means of one metric; difference is a's mean less b's, with its 95% interval.
+    """A t-test of two learners by one metric; difference is a's less b's, with its 95% interval.
 
+    memory    the size that they share, or None: see `tables_of`
+    test      "paired" by seed, or "Welch"; n: how many pairs, or seeds of a and of b, as text
+    p_holm    corrected for the tests of this metric in this table
     p, p_holm, low and high are None where there is no test; verdict then says why.
     """
 
@@ -84,6 +83,8 @@ class Comparison:
     metric: str
     a: Experiment
     b: Experiment
+    test: str
+    n: str
     difference: float
     low: float | None
     high: float | None
@@ -96,66 +97,36 @@ class Comparison:
         return self.p_holm is not None and self.p_holm < LEVEL
 
 
-@dataclass(frozen=True)
-class Gap:
-    """An experiment that lacks seeds. what: how to recognise it; found and lacking: seeds."""
-
-    data: str
-    what: str
-    found: list
-    lacking: list
-
-
-def plain(value):
-    """The text of a flag's value, the same for 20 and 20.0, and for True and yes."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    return str(value)
-
-
-def memory_size(model, args, n_tasks):
-    """How many examples a learner may remember: its reservoir, or GEM's and EWC's memories of all tasks; None: none."""
-    if model.startswith(REPLAYS):
-        size = args.get("memories")
-    elif model in ("gem", "ewc"):
-        size = args.get("n_memories")
-        size = size * n_tasks if isinstance(size, int) else None
-    else:
-        size = None
-    return size if isinstance(size, int) else None
-
-
 def experiments(runs):
     """([Experiment], [(older Run, newer Run)]): runs by exact settings; of one experiment and seed the newest counts.
 
-    A run without flags (only a .txt is left) stands alone.
+    Tasks are the same where their identity is, whatever their file is called. Runs with the same history are alike,
+    whatever its seeds. A run without flags (only a .txt is left) stands alone.
     """
-    newest, superseded = {}, []
-    for run in sorted(runs, key=lambda run: (run.finished, run.path)):
-        key = (_key(run), run.seed)
-        if key in newest:
-            superseded.append((newest[key], run))
-        newest[key] = run
-    superseded = [(old, newest[_key(old), old.seed]) for old, _ in superseded]
-    groups = defaultdict(list)
-    for (key, _), run in newest.items():
-        groups[key].append(run)
-
     names = _data_names(runs)
-    rows = defaultdict(list)
+
+    def key(run):
+        before = tuple((it["model"], it["data"]) for it in run.history)
+        exact = run.path if run.science is None else tuple(sorted(run.science.items()))
+        return run.program, run.model, names[_data(run)], run.identity, before, exact
+
+    newest, all_of_seed = {}, defaultdict(list)
+    for run in sorted(runs, key=lambda run: (run.finished, run.path)):
+        all_of_seed[key(run), run.seed].append(run)
+        newest[key(run), run.seed] = run
+    superseded = [(old, alike[-1]) for alike in all_of_seed.values() for old in alike[:-1]]
+    groups, rows = defaultdict(list), defaultdict(list)
+    for (group, _), run in newest.items():
+        groups[group].append(run)
     for group in groups.values():
         group.sort(key=lambda run: (run.seed is None, run.seed))
         run = group[0]
-        memory = None if run.args is None else memory_size(run.model, run.args, run.n_tasks)
-        label = run.model + {THIS: "", ORIGINAL: " (original)", TEXT: " (text only)"}[run.program]
-        rows[names[run.data_file, run.identity], label, memory].append(group)
+        rows[names[_data(run)], _label(run, names), run.memory].append(group)
     found = []
     for (data, label, memory), alike in rows.items():
         for group, differs in zip(alike, _differences([group[0] for group in alike]), strict=True):
             run = group[0]
-            found.append(Experiment(data, label, run.model, memory, _settings(run), differs, tuple(group)))
+            found.append(Experiment(data, label, run.model, memory, run.science, differs, tuple(group)))
     return sorted(found, key=_order), superseded
 
 
@@ -169,109 +140,137 @@ def data_sets(found):
     return list(dict.fromkeys(it.data for it in sorted(found, key=_order)))
 
 
-def _settings(run):
-    if run.args is None:
-        return None
-    ours = {flag: value for flag, value in run.args.items() if flag not in NOT_SCIENCE and flag != "model"}
-    return {flag: plain(value) for flag, value in ours.items() if value is not None}
-
-
-def _key(run):
-    settings = _settings(run)
-    exact = run.path if settings is None else tuple(sorted(settings.items()))
-    return run.program, run.model, run.data_file, run.identity, exact
+def _data(run):
+    """What tells a run's tasks from others: their identity, or else their file's name."""
+    return run.identity or short(run.data_file)
 
 
 def _data_names(runs):
-    """{(file, identity): name}: the file's name, with a part of the identity where it is not the only one."""
-    identities = defaultdict(set)
+    """{_data(run): name}: the tasks' usual file name, with a part of the identity where others have it too.
+
+    Runs whose data are unknown are taken to have learned the only tasks of that name, if only one is known.
+    """
+    files = defaultdict(Counter)
     for run in runs:
-        identities[run.data_file].add(run.identity)
-    names = {}
-    for file, found in identities.items():
-        short = _short(file)
-        for identity in found:
-            alone = len(found - {None}) <= 1
-            names[file, identity] = short if alone else f"{short} [{(identity or 'unknown')[:8]}]"
+        if run.identity:
+            files[run.identity][short(run.data_file)] += 1
+    usual = {identity: min(seen, key=lambda file: (-seen[file], file)) for identity, seen in files.items()}
+    shared = Counter(usual.values())
+    names = {identity: f"{file} [{identity[:8]}]" if shared[file] > 1 else file for identity, file in usual.items()}
+    for file in {short(run.data_file) for run in runs if not run.identity}:
+        known = [names[identity] for identity, seen in files.items() if file in seen]
+        names[file] = known[0] if len(known) == 1 else f"{file} [unknown]" if known else file
     return names
 
 
-def _short(file):
+def short(file):
     return file.removesuffix(".pt").removesuffix(".npz")
 
 
+def _label(run, names):
+    text = run.model
+    if run.history:
+        before = [names.get(it["data"], short(it["data_file"])) for it in run.history]
+        others = [f" by {it['model']}" if it["model"] != run.model else "" for it in run.history]
+        text += f" after {', '.join(map(str.__add__, before, others))}"
+    text += {THIS: "", ORIGINAL: " (original)", TEXT: " (text only)"}[run.program]
+    return text + ("" if run.identity else f" {UNKNOWN_DATA}")
+
+
 def _differences(runs):
-    """For each of these runs (of one learner, memory and data) the settings that the others do not share, as text."""
-    settings = [_settings(run) for run in runs]
-    known = [it for it in settings if it is not None]
+    """For each of these runs (of one label, memory and data) the settings that the others do not share, as text."""
+    known = [run.science for run in runs if run.science is not None]
     flags = sorted({flag for it in known for flag in it if len({other.get(flag) for other in known}) > 1})
-    texts = []
-    for run, it in zip(runs, settings, strict=True):
-        if it is None:
-            texts.append(f"unknown, run …{run.name[-8:]}")
-            continue
-        text = " ".join(f"{flag} {it[flag]}" for flag in flags if flag in it)
-        if len({other.identity for other in runs if other.args is not None}) > 1 and run.identity is None:
-            text = f"{text} data unknown".strip()
-        texts.append(text)
-    return texts
+    return [
+        f"unknown, run …{run.name[-8:]}"
+        if run.science is None
+        else " ".join(f"{flag} {run.science[flag]}" for flag in flags if flag in run.science)
+        for run in runs
+    ]
 
 
-def shelves(found):
-    """{(data, memory): size} with one size for memories so close that the paper's tables call them the same."""
-    sizes = defaultdict(set)
-    for it in found:
-        if it.memory is not None:
-            sizes[it.data].add(it.memory)
-    shelf = {}
-    for data, all_sizes in sizes.items():
-        largest = None
-        for size in sorted(all_sizes, reverse=True):
-            if largest is None or size < largest * (1 - SAME_SIZE):
-                largest = size
-            shelf[data, size] = largest
+# -- comparisons
+
+
+def shelves(experiments):
+    """{memory: size} of one data set: one size for memories so close that the paper's tables call them the same."""
+    shelf, largest = {}, None
+    for size in sorted({it.memory for it in experiments if it.memory is not None}, reverse=True):
+        if largest is None or size < largest * (1 - SAME_SIZE):
+            largest = size
+        shelf[size] = largest
     return shelf
 
 
-def comparisons(found, metrics=("RA", "BTI")):
-    """Every two learners' means within one data set and memory size: Welch's t-test, with Holm's correction.
+def tables_of(experiments):
+    """[(size, [Experiment])] of one data set: for each memory size the learners of that size, and all without one.
 
-    Welch, Biometrika 34, 1947; Holm, Scandinavian Journal of Statistics 6, 1979. The family of Holm's correction is the
-    tests of one metric within one data set and memory size. Below FEWEST_SEEDS seeds there is no test and no claim.
+    A learner without a memory to size stands in every table. [(None, all)] where none has one.
     """
-    shelf = shelves(found)
-    groups = defaultdict(list)
-    for it in found:
-        if it.settings is not None:  # else its memory is unknown
-            groups[it.data, shelf.get((it.data, it.memory))].append(it)
+    shelf = shelves(experiments)
+    return [
+        (size, [it for it in experiments if it.memory is None or shelf[it.memory] == size])
+        for size in sorted(set(shelf.values())) or [None]
+    ]
+
+
+def comparisons(found, metrics=("RA", "BTI")):
+    """Every two learners in each table of a data set: t-tests, with Holm's correction.
+
+    Those without a memory to size are compared with one another in a table of their own (None), and with the others in
+    each table. By pairs of runs of the same seed, which share their stream and first weights, where there are enough of
+    them; else Welch's test (Biometrika 34, 1947; Satterthwaite's degrees of freedom). The family of Holm's correction
+    (Scandinavian Journal of Statistics 6, 1979) is the tests of one metric in one table. Below FEWEST_SEEDS there is no
+    test and no claim.
+    """
     results = []
-    for (data, memory), members in groups.items():
-        for metric in metrics:
-            pairs = [(a, b) for a, b in combinations(members, 2) if a.label != b.label]
-            tests = [_welch(a.values[metric], b.values[metric]) for a, b in pairs]
-            corrected = holm([p for p, *_ in tests])
-            for (a, b), (p, low, high, verdict), p_holm in zip(pairs, tests, corrected, strict=True):
-                difference = a.mean(metric) - b.mean(metric)
-                if p_holm is not None:
-                    higher = a if difference > 0 else b
-                    verdict = f"{higher.kind} higher" if p_holm < LEVEL else "no difference shown"
-                results.append(Comparison(data, memory, metric, a, b, difference, low, high, p, p_holm, verdict))
+    for data in data_sets(found):
+        here = [it for it in found if it.data == data and it.settings is not None]  # else its memory is unknown
+        fixed = [it for it in here if it.memory is None]
+        tables = [(size, members) for size, members in tables_of(here) if size is not None]
+        for size, members in [(None, fixed), *tables]:
+            pairs = [
+                (a, b)
+                for a, b in combinations(members, 2)
+                if a.label != b.label and (size is None or a.memory or b.memory)
+            ]
+            for metric in metrics:
+                tests = [_test(a, b, metric) for a, b in pairs]
+                corrected = holm([test["p"] for test in tests])
+                for (a, b), test, p_holm in zip(pairs, tests, corrected, strict=True):
+                    if p_holm is not None:
+                        higher = a if test["difference"] > 0 else b
+                        test["verdict"] = f"{higher.kind} higher" if p_holm < LEVEL else "no difference shown"
+                    results.append(Comparison(data, size, metric, a, b, p_holm=p_holm, **test))
     return results
 
 
-def _welch(a, b):
-    """(p, low, high, why not) of two samples."""
-    if min(len(a), len(b)) < FEWEST_SEEDS:
-        return None, None, None, "too few seeds"
-    if np.ptp(a) == np.ptp(b) == 0:
-        return None, None, None, "no spread to test by"
-    from scipy import stats  # slow to import
+def _test(a, b, metric):
+    """The fields of a Comparison that one pair of experiments gives."""
+    mine, others = ({run.seed: getattr(run, metric) for run in it.runs} for it in (a, b))
+    shared = sorted(mine.keys() & others.keys())
+    paired = len(shared) >= FEWEST_SEEDS
+    if paired:
+        mine, others = ({seed: values[seed] for seed in shared} for values in (mine, others))
+    x, y = (np.array(list(values.values())) for values in (mine, others))
+    samples = [x - y] if paired else [x, y]
+    found = {
+        "test": "paired" if paired else "Welch",
+        "n": ", ".join(str(len(sample)) for sample in samples),
+        "difference": float(x.mean() - y.mean()),
+    }
+    untested = dict.fromkeys(("low", "high", "p"))
+    if min(map(len, samples)) < FEWEST_SEEDS:
+        return found | untested | {"verdict": "too few seeds"}
+    variances = np.array([sample.var(ddof=1) / len(sample) for sample in samples])  # of the means
+    if not any(np.ptp(sample) for sample in samples):
+        return found | untested | {"verdict": "no spread to test by"}
+    from scipy.special import stdtr, stdtrit  # Student's distribution and its inverse; slow to import
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values lose precision, to no harm here
-        test = stats.ttest_ind(a, b, equal_var=False)
-        interval = test.confidence_interval(0.95)
-    return float(test.pvalue), float(interval.low), float(interval.high), ""
+    error = math.sqrt(variances.sum())
+    freedom = variances.sum() ** 2 / sum(variances**2 / [len(sample) - 1 for sample in samples])
+    p, wide = 2 * stdtr(freedom, -abs(found["difference"]) / error), error * stdtrit(freedom, 0.975)
+    return found | {"low": found["difference"] - wide, "high": found["difference"] + wide, "p": float(p), "verdict": ""}
 
 
 def holm(values):
@@ -285,54 +284,36 @@ def holm(values):
 
 
 def missing(expected, found):
-    """[Gap]: experiments of the list `expected` without runs, and those with fewer seeds than others.
+    """[sentence] of each of the experiments `expected` without runs, and of those with fewer seeds than others.
 
-    expected  dictionaries (or Namespaces) of flags, as values or text; one matches an experiment that agrees in each
-              of them, but for the seed and what else changes no number
+    expected  dictionaries of flags; one matches an experiment that agrees in each of them, but for those on which no
+              distribution depends
     found     [Experiment]
     An experiment lacks the seeds that any other of the same program has. Where no flags are known nothing is missed.
     """
     found = [it for it in found if it.settings is not None]
-    wanted = defaultdict(set)
+    told = [{flag: plain(value) for flag, value in flags.items() if flag not in NO_MATTER} for flags in expected]
+    usual = set.intersection(*(set(it.items()) for it in told)) if len(told) > 1 else set()
+    said, wanted = [], defaultdict(set)
+    for flags, science in zip(expected, told, strict=True):
+        if not any(_agrees(flags, science, it) for it in found):
+            own = [f"{flag} {text}" for flag, text in science.items() if (flag, text) not in usual]
+            said.append(f"{short(flags.get('data_file', ''))}: {' '.join([flags.get('model', ''), *own])} has no runs.")
     for it in found:
         wanted[it.runs[0].program] |= set(it.seeds)
-    expected = [flags if isinstance(flags, dict) else vars(flags) for flags in expected]
-    usual = set.intersection(*(set(_told(flags).items()) for flags in expected)) if len(expected) > 1 else set()
-    gaps = []
-    for flags in expected:
-        if not any(_agrees(flags, it) for it in found):
-            own = [f"{flag} {text}" for flag, text in _told(flags).items() if (flag, text) not in usual]
-            what = " ".join([flags.get("model", ""), *own])
-            gaps.append(Gap(_short(flags.get("data_file", "")), what, [], sorted(set().union(*wanted.values()))))
     for it in found:
         lacking = sorted(wanted[it.runs[0].program] - set(it.seeds))
         if lacking:
             memory = f", {it.memory} memories" if it.memory else ""
-            gaps.append(Gap(it.data, it.kind + memory, it.seeds, lacking))
-    return gaps
+            said.append(f"{it.data}: {it.kind}{memory} has seeds {span(it.seeds)}, lacks {span(lacking)}.")
+    return said
 
 
-def _told(flags):
-    """{flag: text} of what tells experiments apart."""
-    return {flag: _like(value) for flag, value in flags.items() if flag not in NOT_SCIENCE and flag != "model"}
-
-
-def _agrees(flags, it):
-    run = it.runs[0]
-    if flags.get("model", run.model) != run.model or flags.get("data_file", run.data_file) != run.data_file:
-        return False
+def _agrees(flags, science, it):
+    model, file = flags.get("model", it.model), flags.get("data_file", it.runs[0].data_file)
     # a flag that the run does not have is none that its learner reads
-    return all(it.settings.get(flag, text) == text for flag, text in _told(flags).items())
-
-
-def _like(value):
-    """plain() of a value that may still be a command line's text: "1e-3" is 0.001."""
-    if isinstance(value, str):
-        try:
-            return plain(float(value))
-        except ValueError:
-            pass
-    return plain(value)
+    agrees = all(it.settings.get(flag, text) == text for flag, text in science.items())
+    return agrees and model == it.model and file in {run.data_file for run in it.runs}
 
 
 # -- as text
@@ -350,10 +331,10 @@ def span(numbers):
     return ", ".join(parts)
 
 
-def percent(it, metric):
-    """ "89.56 ± 0.11": mean and sample standard deviation in percent; the mean alone for one seed."""
-    std = it.std(metric)
-    return f"{100 * it.mean(metric):.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
+def percent(it, name):
+    """ "89.56 ± 0.11": mean and sample standard deviation in percent; the mean alone for one seed; – where unknown."""
+    mean, std = it.mean(name), it.std(name)
+    return "–" if mean is None else f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
 
 
 def duration(it):
@@ -366,18 +347,22 @@ def duration(it):
 
 
 def as_csv(found):
-    """One line per experiment, accuracies as fractions, for other programs."""
-    columns = [f"{metric}_{part}" for metric in (*METRICS, "seconds") for part in ("mean", "std")]
+    """One line per experiment, accuracies as fractions, for other programs.
+
+    before, after: mean accuracy on the tasks that were learned before, where they were evaluated.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "learner", "memory", *columns, "n_seeds", "seeds", "settings"])
+    columns = [f"{name}_{part}" for name in VALUES for part in ("mean", "std")]
+    writer.writerow(["data", "identity", "learner", "memory", *columns, "n_seeds", "seeds", "settings"])
     for it in found:
-        numbers = [part(metric) for metric in (*METRICS, "seconds") for part in (it.mean, it.std)]
+        numbers = [part(name) for name in VALUES for part in (it.mean, it.std)]
         cells = ["" if value is None else f"{value:.6g}" for value in numbers]
         settings = "unknown" if it.settings is None else " ".join(f"--{k} {v}" for k, v in it.settings.items())
         seeds = " ".join("?" if seed is None else str(seed) for seed in it.seeds)
+        identity = it.runs[0].identity or "unknown"
         memory = "" if it.memory is None else it.memory
-        writer.writerow([it.data, it.label, memory, *cells, len(it.runs), seeds, settings])
+        writer.writerow([it.data, identity, it.label, memory, *cells, len(it.runs), seeds, settings])
     return text.getvalue()
 
 

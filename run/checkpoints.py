@@ -8,6 +8,7 @@ import glob
 import re
 import signal
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -198,7 +199,8 @@ class Checkpointer:
 
     every   (number, "minibatches" or "seconds"), or None for never
     warn    called with a line of text where a checkpoint cannot be written: the run goes on without
-    Raises Stopped after a signal. A second signal does what it would do without us. A signal that is ignored stays so.
+    Raises Stopped after a signal. A second signal does what it would do without us. A signal that is ignored stays so,
+    and so do all where this is not the main thread, which alone may hear them.
     """
 
     def __init__(self, every, journal, experience, warn, clock=time.monotonic):
@@ -208,7 +210,8 @@ class Checkpointer:
         self.last, self.received, self.warned = clock(), None, False
 
     def __enter__(self):
-        heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+        signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._receive) for number in heard}
         return self
 

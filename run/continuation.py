@@ -5,6 +5,7 @@ Its weights, memories and counters, and which tasks it has learned. The tasks of
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from disk import safe
 from errors import UserError
 from model.foreign import Foreign
+from run.settings import class_ranges
 from tasks.files import load_tasks
 from tasks.taskset import MOST_OUTPUTS, MOST_TASKS
 
@@ -145,7 +147,7 @@ def load(settings, tasks):
         changes.append(f"its tasks had {sizes['n_inputs']} inputs, these have {tasks.n_inputs}")
     if sizes["n_outputs"] < tasks.n_outputs:
         changes.append(f"it knows {sizes['n_outputs']} classes, these tasks have {tasks.n_outputs}")
-    if (content["class_ranges"] is None) != (tasks.class_ranges is None):
+    if (content["class_ranges"] is None) != (class_ranges(settings, tasks) is None):
         changes.append("only one of them has classes that belong to tasks")
     if changes:
         raise UserError(f"--start_from {result}: the learner does not fit ({'; '.join(changes)}); give what it had")
@@ -178,7 +180,7 @@ def earlier_tasks(before, settings):
     given = None
     if settings.with_tasks_of is not None:
         folder, name = os.path.split(settings.with_tasks_of)
-        given = load_tasks(folder or settings.data_path, name, settings.data_seed)
+        given = load_tasks(folder or settings.data_path, name, settings.data_seed, settings.mnist)
         if given.identity not in [run["data"] for run in before.history]:
             raise UserError(
                 f"--with_tasks_of {settings.with_tasks_of}: the learner of {before.source} has not learned these "
@@ -186,7 +188,7 @@ def earlier_tasks(before, settings):
             )
     found, remarks, first = {}, [], 0
     for run in before.history:
-        tasks = given if given and given.identity == run["data"] else _find(run)
+        tasks = given if given and given.identity == run["data"] else _find(run, settings.mnist)
         if tasks:
             found |= {first + t: task for t, task in enumerate(tasks.tasks)}
         else:
@@ -198,12 +200,14 @@ def earlier_tasks(before, settings):
     return found, remarks
 
 
-def _find(run):
-    try:
-        tasks = load_tasks(run["data_path"], run["data_file"], run["data_seed"])
-    except UserError:
-        return None
-    return tasks if tasks.identity == run["data"] else None
+def _find(run, mnist_path):
+    """The TaskSet of a run before, or None; built from the IDX files that it was built from, or that are in use now."""
+    for path in dict.fromkeys((None, mnist_path)):
+        with suppress(UserError):
+            tasks = load_tasks(run["data_path"], run["data_file"], run["data_seed"], path)
+            if tasks.identity == run["data"]:
+                return tasks
+    return None
 
 
 def _check_history(history, n_tasks):

@@ -66,13 +66,15 @@ class Evaluation:
 class Evaluator:
     """Evaluates learners on the test sets of tasks.
 
-    tasks   {number: Task}, each under the learner's number for it
+    tasks        {number: Task}, each under the learner's number for it
+    tells_task   whether the learner is told which task an example is of; else it is always told task 0
 
     A learner on an engine whose networks give snapshots is evaluated on other threads (threads - 1 of them) while it
     goes on learning; any other here and now. The numbers are the same.
     """
 
-    def __init__(self, tasks, threads=1):
+    def __init__(self, tasks, threads=1, tells_task=True):
+        self.told = {t: t if tells_task else 0 for t in tasks}
         self.tasks, self.seconds, self._lock = tasks, 0.0, threading.Lock()
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="evaluation") if threads > 1 else None
 
@@ -80,14 +82,14 @@ class Evaluator:
         """An Evaluation of the learner as it is now, on the tasks in their order."""
         ours = isinstance(learner, Learner) and type(learner).forward is Learner.forward
         if ours and learner.engine.overlaps:
-            nets = {t: learner.network_of(t) for t in self.tasks}
+            nets = {t: learner.network_of(self.told[t]) for t in self.tasks}
             snapshots = {net: net.snapshot() for net in set(nets.values())}  # one net may serve all tasks
             counts = [
-                partial(snapshots[nets[t]].hits, task.test, t, n_scored(len(task.test)))
+                partial(snapshots[nets[t]].hits, task.test, self.told[t], n_scored(len(task.test)))
                 for t, task in self.tasks.items()
             ]
             return self._evaluation(counts, self._pool)
-        return self._evaluation([partial(hits, learner, task.test, t) for t, task in self.tasks.items()])
+        return self._evaluation([partial(hits, learner, task.test, self.told[t]) for t, task in self.tasks.items()])
 
     def _evaluation(self, counts, pool=None):
         sizes = [len(task.test) for task in self.tasks.values()]

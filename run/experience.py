@@ -25,15 +25,16 @@ class Experience:
     current          the task being learned
     result_t, seen_at of every evaluation: the task being learned, the examples learned before it
     evaluations      their accuracies (run.evaluation.Evaluation), perhaps still under way, first of the earlier tasks
+    alignment        None, or the run.alignment.Alignment that each evaluation measures, of the tasks seen so far
     waited           seconds that learning has waited for evaluations
     """
 
-    def __init__(self, learner, tasks, stream, evaluator, log_every, first_task=0):
+    def __init__(self, learner, tasks, stream, evaluator, log_every, first_task=0, alignment=None):
         self.learner, self.tasks, self.stream, self.first_task = learner, tasks, stream, first_task
         self.evaluator, self.log_every = evaluator, log_every
         self.next_minibatch, self.seen, self.current = 0, 0, stream.order[0]
         self.result_t, self.seen_at, self.evaluations = [], [], []
-        self.waited = 0.0
+        self.alignment, self.waited = alignment, 0.0
 
     @property
     def earlier_tasks(self):
@@ -47,9 +48,9 @@ class Experience:
         (GEM's protocol)
         """
         for batch in self.stream.minibatches(self.next_minibatch):
-            if batch.number % self.log_every == 0 or batch.t != self.current:
+            if batch.number % self.log_every == 0 or batch.current != self.current:
                 self.evaluate()
-                self.current = batch.t
+                self.current = batch.current
             train = self.tasks[batch.t].train
             x, y = train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
             self.learner.observe(x, self.first_task + batch.t, y)
@@ -64,6 +65,9 @@ class Experience:
         """Has the learner evaluated as it is now."""
         begin = time.perf_counter()
         self.evaluations.append(self.evaluator.evaluate(self.learner))
+        if self.alignment:
+            seen = self.stream.order[: self.stream.order.index(self.current) + 1]
+            self.alignment.measure([*self.earlier_tasks, *(self.first_task + t for t in seen)])
         self.result_t.append(self.current)
         self.seen_at.append(self.seen)
         for evaluation in self.evaluations[-1 - MOST_PENDING : -MOST_PENDING]:
@@ -109,13 +113,19 @@ class Experience:
             "result_t": list(self.result_t),
             "seen_at": list(self.seen_at),
             "result_a": [evaluation.accuracies() for evaluation in self.evaluations],
+            "alignment": self.alignment.state() if self.alignment else None,
             "learner": self.learner.state(),
             "random": random_state(),
         }
 
     def load_state(self, state):
         """Goes on where `state` was taken, with the same tasks, stream and kind of learner."""
-        self._check(**{name: value for name, value in state.items() if name not in ("learner", "random")})
+        self._check(**{name: value for name, value in state.items() if name not in ("alignment", "learner", "random")})
+        measured = state.get("alignment")  # there was none before this was measured
+        if bool(measured) != bool(self.alignment) or (measured and len(measured["measured"]) != len(state["result_t"])):
+            raise ValueError("its --alignment is another")
+        if self.alignment:
+            self.alignment.load_state(measured)
         for name in ("next_minibatch", "seen", "current", "result_t", "seen_at"):
             setattr(self, name, state[name])
         self.evaluations = [Evaluation.of(accuracies) for accuracies in state["result_a"]]
@@ -129,7 +139,7 @@ class Experience:
         if not all(isinstance(n, int) and 0 <= n <= most for n, most in places):
             raise ValueError("it is outside of the stream")
         upcoming = next(self.stream.minibatches(next_minibatch), None)
-        ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.t] if upcoming else []))]
+        ranks = [self.stream.order.index(t) for t in (*result_t, current, *([upcoming.current] if upcoming else []))]
         if seen != (upcoming.first if upcoming else self.stream.n_examples) or ranks != sorted(ranks):
             raise ValueError("it is at another place of the stream")
         width = len(self.evaluator.tasks)

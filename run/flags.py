@@ -2,11 +2,12 @@
 
 import argparse
 
-from model.flags import DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
+from model.flags import CHANCE, DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
 MOST_THREADS = 1024
 AUTO = "auto"
+SCENARIOS = "task", "class"
 
 
 def text(word):
@@ -44,8 +45,24 @@ GROUPS = {
             "data_file",
             text,
             "mnist_permutations.pt",
-            "the tasks; the three MNIST variants are built in memory where they are no file",
+            "the tasks; the MNIST variants are built in memory where they are no file",
             role=DATA,
+        ),
+        Flag(
+            "mnist",
+            text,
+            None,
+            "folder of four IDX files (Fashion-MNIST, KMNIST, EMNIST, …) to build the MNIST variants from",
+            role=DATA,
+        ),
+        Flag(
+            "scenario",
+            text,
+            SCENARIOS[0],
+            "where classes belong to tasks: task: a task's own compete alone; class: all compete, and the task of a "
+            "test example is not told",
+            SCENARIOS,
+            role=SHAPE,
         ),
         Flag("data_seed", integer(0), 0, "seed of tasks that are built in memory", role=DATA),
         Flag("samples_per_task", integer(), -1, "training examples per task, all if <= 0"),
@@ -54,8 +71,15 @@ GROUPS = {
         Flag("batch_size", integer(1), 1, "examples handed to the learner at once"),
     ),
     "run": (
-        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws"),
-        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches"),
+        Flag("seed", integer(0, MOST_SEED), 0, "seed of weights, stream and draws", role=CHANCE),
+        Flag("log_every", integer(1), 100, "evaluate on all tasks every so many minibatches", role=CHANCE),
+        Flag(
+            "alignment",
+            integer(0),
+            0,
+            "at each evaluation, compare the gradients of N test examples of each task seen",
+            role=CHANCE,
+        ),
         Flag("save_path", text, "results/", "folder of the results", role=PLACE),
         Flag(
             "checkpoint_every",
@@ -93,8 +117,8 @@ GROUPS = {
         ),
     ),
     "machine": (
-        Flag("cuda", yes_no, False, "run on the GPU", bare=True),
-        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES)),
+        Flag("cuda", yes_no, False, "run on the GPU", role=CHANCE, bare=True),
+        Flag("engine", text, AUTO, "what computes the steps; auto: native where it can", (AUTO, *ENGINES), CHANCE),
         Flag(
             "draws",
             text,
@@ -102,6 +126,7 @@ GROUPS = {
             "random source of the memories: uniform (our own generator) or shuffle (the original's stream, slower); "
             "auto: shuffle on the reference engine",
             (AUTO, *DRAWS),
+            CHANCE,
         ),
         Flag(
             "threads",

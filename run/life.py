@@ -1,16 +1,19 @@
-"""One run: settings resolved for its tasks, learner and stream made, ready to learn."""
+"""One run: its tasks loaded, settings resolved for them, learner and stream made, learned, saved."""
 
-from contextlib import closing
+import time
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from model import foreign, networks
-from run import checkpoints, continuation, provenance, settings
+from run import checkpoints, continuation, provenance, saving, settings
+from run.alignment import Alignment
 from run.evaluation import Evaluator
 from run.experience import Diverged, Experience, seed_everything
 from run.stream import Stream
-from run.watchers import Watchers
+from run.watchers import ProgressBar, TensorBoard, Watchers
+from tasks.files import load_tasks
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Life:
     experience  its learner, on its stream
     journal     who it is and what computes it
     before      None, or the run.continuation.Before that its learner comes from
-    remarks     lines that the user should read: why not the native engine, what has changed since a checkpoint, …
+    remarks     lines that the user should read: why not the native engine, what has changed since a checkpoint, which
+                flags are given in vain, …
     """
 
     settings: settings.Settings
@@ -64,6 +68,49 @@ class Life:
             self.experience.result_a()  # waits for the evaluations under way
         return failed
 
+    def save(self, failed):
+        """Writes the results (saving.save, which says what it returns); its checkpoints are then needed no more."""
+        path, line, trouble = saving.save(self, failed)
+        if not trouble:
+            self.journal.discard_checkpoints()
+        return path, line, trouble
+
+
+def parse(words=None):
+    """(settings, checkpoint) of a command line: the Settings; None, or (path, content) of the checkpoint to go on from,
+    whose flags are those that are not given. Raises UserError.
+    """
+    given = settings.parse(words)
+    if given.resume in (None, "auto"):
+        return given, None
+    checkpoint = given.resume, checkpoints.load(given.resume)
+    return settings.parse(words, before=checkpoint[1]["flags"]), checkpoint
+
+
+@contextmanager
+def lived(given, checkpoint=None, announce=lambda life: None, warn=print, stoppable=True):
+    """A run, all of it: gives the Life that has been lived, and what the results should say of a failure (Life.learn).
+
+    given, checkpoint   as `parse` gives them
+    announce    called with the Life when it is ready to learn;  warn: with a line of text when something goes wrong
+    stoppable   it writes checkpoints, and a signal stops it with a last one; until the block ends, signals wait.
+                Otherwise it writes nothing, and signals do what they do.
+
+    Raises UserError, and checkpoints.Stopped after a signal.
+    """
+    begin = time.perf_counter()
+    tasks = load_tasks(given.data_path, given.data_file, given.data_seed, given.mnist)
+    this = prepare(given, tasks, time.perf_counter() - begin, checkpoint)
+    announce(this)
+    watchers = [ProgressBar(this.settings.progress, this.experience)]
+    if this.settings.tensorboard:
+        watchers.append(TensorBoard(this.settings.tensorboard, this.experience))
+    after_each = nullcontext(lambda batch: None)
+    if stoppable:
+        after_each = checkpoints.Checkpointer(this.settings.checkpoint_every, this.journal, this.experience, warn)
+    with after_each as after_each:
+        yield this, this.learn(watchers, after_each, warn)
+
 
 def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     """The Life of parsed settings on a TaskSet, which took so many seconds to load: resolve, build, go on.
@@ -92,6 +139,7 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
             remarks.append(
                 f"note: not what it was: {', '.join(changed)}; the numbers may not be those of an undisturbed run"
             )
+    remarks += [f"note: {chosen.model} does not read --{name}" for name in chosen.read_in_vain()]
     return Life(chosen, tasks, experience, journal, before, tuple(filter(None, remarks)))
 
 
@@ -112,7 +160,8 @@ def make_experience(chosen, tasks, before=None, earlier=()):
     """
     seed_everything(chosen.seed)
     sizes = [len(task.train) for task in tasks.tasks]
-    stream = Stream(sizes, chosen.samples_per_task, chosen.n_epochs, chosen.batch_size, chosen.shuffle_tasks)
+    mixed = getattr(chosen.learner, "mixes_tasks", False)
+    stream = Stream(sizes, chosen.samples_per_task, chosen.n_epochs, chosen.batch_size, chosen.shuffle_tasks, mixed)
     data, first_task, n_outputs, slots = tasks, 0, tasks.n_outputs, stream.batch_size
     if before:
         data, first_task, n_outputs = before.with_classes_of(tasks), before.n_tasks, before.n_outputs
@@ -122,5 +171,6 @@ def make_experience(chosen, tasks, before=None, earlier=()):
     if before:
         before.hand_over(learner)
     own = {first_task + t: task for t, task in enumerate(tasks.tasks)}
-    evaluator = Evaluator(dict(earlier) | own, chosen.threads)
-    return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task)
+    evaluator = Evaluator(dict(earlier) | own, chosen.threads, tells_task=chosen.scenario == "task")
+    alignment = Alignment(learner, evaluator.tasks, chosen.alignment) if chosen.alignment else None
+    return Experience(learner, tasks.tasks, stream, evaluator, chosen.log_every, first_task, alignment)

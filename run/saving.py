@@ -16,9 +16,8 @@ import metrics
 from disk.atomic import writing
 from errors import UserError
 from model.foreign import NoState
-from run import continuation, provenance
+from run import FORMAT, continuation, provenance
 
-FORMAT = "mer-result/1"
 ENDINGS = (continuation.ENDING, ".txt", ".pt", ".json")  # of a run's files, in the order in which they appear
 
 
@@ -132,6 +131,7 @@ def describe(life, summary):
         "result_a": experience.result_a(),
         "examples_seen": experience.seen_at,
         "earlier": life.earlier(),
+        "alignment": experience.alignment.state() if experience.alignment else None,
         "baseline": numbers(summary.baseline),
         "accuracy_matrix": [numbers(row) for row in summary.matrix],
         "notes": _plain(learner.notes()),

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 
 import model
+from disk.resources import n_usable_cores
 from errors import UserError
 from model import engine, networks
 from model.flags import DATA, FREE, N_HIDDENS, N_LAYERS, PAPER, PLACE, SHAPE, yes_no
@@ -167,9 +168,12 @@ def left_out(learners):
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that says what a misspelt flag may have meant, and a remedy besides."""
+    """An ArgumentParser that raises UserError, and says what a misspelt flag may have meant, and a remedy besides."""
 
     remedy = ""
+
+    def error(self, message):
+        raise UserError(message)
 
     def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
@@ -232,6 +236,8 @@ def _add(group, flag, *remarks):
 
 def as_text(value):
     """A flag's value as one would type it."""
+    if getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        value = value.item()
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple) and len(value) == 2:
@@ -244,7 +250,7 @@ def parse(words=None, before=None):
 
     before   {name: value} of an earlier run, of which this is a part: the flags that are not given are its
 
-    Exits with code 2 and a message on a flag that breaks its rule (argparse); raises UserError on what shows later.
+    Raises UserError on a flag that breaks its rule.
     """
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
     name, network = (_named_in(words, flag) or before.get(flag.name, flag.default) for flag in (MODEL, NETWORK))
@@ -264,9 +270,9 @@ def parse(words=None, before=None):
     given = vars(parser.parse_args(words))
     if before:
         known = hyperparameters(learners | networks.read_all(), name, f"networks/{network}").keys() | OWN
-        typed = [f"--{name}={_typed(value)}" for name, value in before.items() if value is not None or name in NEVER]
-        typed = [word if word[2:].partition("=")[0] in known else f"--learner_flag={word[2:]}" for word in typed]
-        earlier = vars(parser.parse_args(typed))  # checked like any
+        extra = {name: value for name, value in before.items() if name not in known and value is not None}
+        theirs = {name: value for name, value in before.items() if name in known}
+        earlier = vars(parser.parse_args(typed(theirs, extra)))  # checked like any
         extra = earlier.pop("learner_flag", []) + given.pop("learner_flag", [])
         given = earlier | given | ({"learner_flag": extra} if extra else {})
     given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
@@ -345,8 +351,17 @@ def _looks_like(text):
 NEVER = ("checkpoint_every",)  # its None is a word: never
 
 
-def _typed(value):
-    return "never" if value is None else as_text(value)
+def typed(flags, learner_flags=()):
+    """The words of a command line with flags {name: value}, and {name: value} of those that a learner does not declare.
+
+    None means not given, where it is not a word itself.
+    """
+    words = [
+        f"--{name}={'never' if value is None else as_text(value)}"
+        for name, value in flags.items()
+        if value is not None or name in NEVER
+    ]
+    return words + [f"--learner_flag={name}={as_text(value)}" for name, value in dict(learner_flags).items()]
 
 
 def resolve(settings, data):
@@ -359,6 +374,11 @@ def resolve(settings, data):
     """
     if takes_networks(settings.learner):
         settings = settings.with_network(networks.chosen(learner_args(settings, data)))
+    if settings.scenario == "class" and getattr(settings.learner, "needs_task", False):
+        raise UserError(
+            f"--scenario class tells no task at test, and {settings.model} has weights of its own for each task; "
+            "choose another --model, or --scenario task"
+        )
     chosen, draws, threads = settings.engine, settings.draws, settings.threads
     why_not = engine.why_not_native(learner_args(settings, data), settings.learner)
     reason = None
@@ -376,11 +396,11 @@ def resolve(settings, data):
     return settings.changed(engine=chosen, draws=draws, threads=threads), reason
 
 
-def n_usable_cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def learner_args(settings, data, **more):
     """What a learner's constructor gets: the flags, what the data say of themselves, and more."""
-    return settings.as_namespace(image_shape=data.image_shape, class_ranges=data.class_ranges, **more)
+    return settings.as_namespace(image_shape=data.image_shape, class_ranges=class_ranges(settings, data), **more)
+
+
+def class_ranges(settings, data):
+    """(start, stop) of the classes that compete in each task; None: all do, in every task."""
+    return data.class_ranges if settings.scenario == "task" else None

@@ -2,10 +2,17 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
 from errors import UserError
+
+
+def say(text):
+    """Prints a line on stderr; a run goes on where nobody can hear it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Watchers:
@@ -33,14 +40,14 @@ class Watchers:
 class ProgressBar:
     """On stderr: examples, time left, the task, the latest accuracy on it and on the first task.
 
-    wanted   "yes", "no", or "auto": on a terminal
+    wanted   "yes", "no", or "auto": on a terminal, or in a notebook
     """
 
     def __init__(self, wanted, experience):
         self.experience, self.shown = experience, 0.0
-        hidden = not (wanted == "yes" or (wanted == "auto" and sys.stderr.isatty()))
+        shown = wanted == "yes" or (wanted == "auto" and (sys.stderr.isatty() or "ipykernel" in sys.modules))
         total = experience.stream.n_examples
-        self.bar = tqdm(total=total, initial=experience.seen, unit="ex", disable=hidden, mininterval=0.3, delay=1e-9)
+        self.bar = tqdm(total=total, initial=experience.seen, unit="ex", disable=not shown, mininterval=0.3, delay=1e-9)
 
     def __call__(self, batch):
         if self.bar.disable:
@@ -51,7 +58,7 @@ class ProgressBar:
             accuracies = self.experience.latest()
             if accuracies:
                 first = self.experience.stream.order[0]
-                text = f"task {batch.t}: {accuracies[batch.t]:.3f}, first task: {accuracies[first]:.3f}"
+                text = f"task {batch.current}: {accuracies[batch.current]:.3f}, first task: {accuracies[first]:.3f}"
                 self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(len(batch.indices))
 

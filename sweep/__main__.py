@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing
 
 from errors import UserError
 from model.flags import integer
-from run import settings
 from run.flags import MOST_SEED
 from sweep import tuning
 from sweep.commands import grid_points, read, select
@@ -53,7 +52,7 @@ def make_parser():
 
     where = parser.add_argument_group("how")
     where = where.add_mutually_exclusive_group()
-    where.add_argument("--jobs", type=integer(1), help="runs side by side; default: one per core that may be used")
+    where.add_argument("--jobs", type=integer(1), help="runs side by side; default: a core for each thread of each run")
     where.add_argument("--ray", metavar="auto|ADDRESS", help="run on a Ray cluster that sees this folder everywhere")
     parser.add_argument("--tries", type=integer(1), default=3, help="how often a run that dies is started, default 3")
 
@@ -94,9 +93,9 @@ class Campaign:
     """A pool at work for one command line."""
 
     def __init__(self, args):
-        self.tries = args.tries
-        self.pool = RayPool(args.ray) if args.ray else LocalPool(args.jobs or settings.n_usable_cores())
-        self.signals = Signals()  # after Ray, which would put its own in their place
+        self.tries, ignored = args.tries, Signals.ignored()
+        self.pool = RayPool(args.ray) if args.ray else LocalPool(args.jobs)
+        self.signals = Signals(ignored)  # after Ray, which would put its own in their place
 
     def run(self, commands, folder):
         """{key: Outcome} of the commands' runs, whose results are then in the folder. Raises Signalled."""

@@ -10,14 +10,13 @@ from types import SimpleNamespace
 
 import model
 from errors import UserError
-from model.flags import PLACE
+from model.flags import PLACE, SAME_SIZE, memory_size
 from run import settings
 from run.flags import RUN_FLAGS
 from tasks.files import load_tasks
 
 LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
 SWEEPS_OWN = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs
-NEAR = 0.02  # 51 memories for each of 100 tasks are the paper's 5120
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Command:
         """Raises UserError on words that main.py would refuse."""
         try:
             args = settings.parse(words)
-        except SystemExit as error:  # argparse has said why
+        except SystemExit as error:  # it asks for help
             raise UserError(f"main.py does not take {shlex.join(words)!r}; correct it") from error
         flags, words = {}, iter(words)
         for word in words:
@@ -67,10 +66,9 @@ class Command:
 
     @property
     def n_memories(self):
-        """Examples that a replay learner or gem remembers in all, the tables' memory size; None for other learners."""
-        if self.args.model == "gem":
-            return self.args.n_memories * facts(self.args).n_tasks
-        return self.args.memories if self.reads("memories") else None
+        """The tables' memory size; None for learners without one."""
+        flags = {flag: getattr(self.args, flag) for flag in ("memories", "n_memories") if self.reads(flag)}
+        return memory_size(self.args.model, flags, facts(self.args).n_tasks)
 
     def reads(self, flag):
         """Whether the value of a flag can matter to the run: a hyperparameter must be its learner's."""
@@ -134,7 +132,7 @@ def select(commands, learners, data, sizes):
         commands = [command for command in commands if not wanted or value(command) in wanted]
     if sizes:
         known = {command: command.n_memories for command in commands}
-        commands = [c for c in commands if any(known[c] and abs(known[c] - size) <= NEAR * size for size in sizes)]
+        commands = [c for c in commands if any(known[c] and abs(known[c] - size) <= SAME_SIZE * size for size in sizes)]
     if not commands:
         raise UserError("no command is left to run; loosen --learner, --data or --memories")
     return commands
@@ -157,7 +155,7 @@ def grid_points(texts):
 
 def facts(args):
     """What a run's data are: identity, n_tasks, image_shape, class_ranges. Raises UserError where there are none."""
-    return _facts(args.data_path, args.data_file, args.data_seed)
+    return _facts(args.data_path, args.data_file, args.data_seed, args.mnist)
 
 
 @cache

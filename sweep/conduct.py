@@ -18,16 +18,24 @@ QUIET = 60.0  # seconds between lines where there is no terminal
 
 
 class Signals:
-    """Remembers the first SIGINT or SIGTERM in `received`; a second one ends the program at once."""
+    """Remembers the first SIGINT or SIGTERM in `received`; a second one ends the program at once.
 
-    def __init__(self):
+    ignored   the numbers of those that whoever started the program had it ignore (nohup, a job in the background)
+    """
+
+    def __init__(self, ignored=()):
         self.received = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._heard = [number for number in (signal.SIGINT, signal.SIGTERM) if number not in ignored]
+        for number in self._heard:
             signal.signal(number, self._receive)
+
+    @staticmethod
+    def ignored():
+        return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) == signal.SIG_IGN]
 
     def _receive(self, number, frame):
         self.received = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in self._heard:
             signal.signal(each, signal.SIG_DFL)
 
 

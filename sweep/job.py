@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from run import checkpoints, provenance, saving, settings
+from report import read
+from run import FORMAT, checkpoints, provenance, settings
 from sweep.commands import as_text, facts
 
 
@@ -58,7 +59,7 @@ def key_of(science, data, code):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run, as its .json tells. failure: None, or why it is no complete one."""
+    """A finished run, as its .json or a pack tells. failure: None, or why it is no complete one."""
 
     key: str
     path: str
@@ -68,31 +69,33 @@ class Result:
 
 
 def finished(folder):
-    """{key: Result} of the finished runs in a folder, not its subfolders; whatever else lies there is passed over."""
+    """{key: Result} of the finished runs in a folder, not its subfolders: each in its own file, or in a pack.
+
+    Whatever else lies there is passed over.
+    """
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".json"):
+            if entry.name.endswith((".json", read.PACK)):
                 with suppress(OSError):  # gone meanwhile
                     stat = entry.stat()
-                    result = _read(entry.path, stat.st_mtime_ns, stat.st_size)
-                    if result:
-                        found[result.key] = result
+                    found |= {it.key: it for it in _read(entry.path, stat.st_mtime_ns, stat.st_size)}
     return found
 
 
 @cache
 def _read(path, modified, size):
-    """The Result in a file, or None; `modified` and `size` tell the versions of a file apart."""
-    try:
-        saved = json.loads(Path(path).read_bytes())
-        if saved["format"] != saving.FORMAT:
-            return None
-        failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
-        key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
-        return Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+    """The Results in a file; `modified` and `size` tell the versions of a file apart."""
+    found = []
+    with suppress(read.Unreadable):
+        for saved in read.told_by(path):
+            if saved.get("format") != FORMAT:
+                continue
+            with suppress(LookupError, TypeError, ValueError, AttributeError):  # it has no code, or odd values
+                failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
+                key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
+                found.append(Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure))
+    return found
 
 
 def private_folder(folder, key):

@@ -3,26 +3,84 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
 
 from errors import UserError
-from sweep.work import GRACE, ROOT, perform
+from run.settings import n_usable_cores
+from sweep.work import GRACE, POLL, ROOT, perform
 
 MOST_SHOWN = 16  # runs of a cluster that have a line on the terminal
 
 
-class LocalPool:
-    """jobs, width   runs side by side"""
+class Places:
+    """The cores and cards of this machine, which runs take and give back, first come, first served.
 
-    def __init__(self, jobs):
-        self.width = jobs
-        self._stop, self._executor = threading.Event(), ThreadPoolExecutor(jobs)
+    cores   None: any number
+    cards   numbers or names of GPUs as CUDA_VISIBLE_DEVICES has them
+    """
+
+    def __init__(self, cores, cards):
+        self.cores, self.cards = cores, list(cards)
+        self._free_cores, self._free_cards = cores, list(cards)
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextmanager
+    def taken(self, job, stop):
+        """Holds a core for each of the job's threads (all cores, where it has more) and a card if it needs one.
+
+        Gives the environment variables that tell it which; None where `stop` was set first.
+        """
+        n = min(job.threads, self.cores) if self.cores else 0
+        use_card, card = job.gpu and self.cards, None
+        with self._turn, self._changed:  # one waits at a time: small jobs do not overtake a large one for ever
+            while not stop.is_set() and (n and self._free_cores < n or use_card and not self._free_cards):
+                self._changed.wait(POLL)
+            stopped = stop.is_set()
+            if not stopped:
+                self._free_cores = self._free_cores and self._free_cores - n
+                card = self._free_cards.pop(0) if use_card else None
+        if stopped:
+            yield None
+            return
+        try:
+            yield {} if card is None else {"CUDA_VISIBLE_DEVICES": card}
+        finally:
+            with self._changed:
+                if n:
+                    self._free_cores += n
+                if card is not None:
+                    self._free_cards.append(card)
+                self._changed.notify()
+
+
+def cards():
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    n = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:n] if named else [str(i) for i in range(n)]
+
+
+class LocalPool:
+    """width   runs side by side at most
+
+    jobs   how many, whatever they need; None: as many as have a core for each of their threads. A run on a GPU has a
+           card to itself either way.
+    """
+
+    def __init__(self, jobs=None):
+        self.width = jobs or n_usable_cores()
+        self._places = Places(None if jobs else self.width, cards())
+        self._stop, self._executor = threading.Event(), ThreadPoolExecutor(self.width)
 
     def __str__(self):
-        return f"{self.width} side by side"
+        return f"{self.width} side by side" if not self._places.cores else f"on {self.width} cores"
 
     def submit(self, job, site, wait):
         """A concurrent.futures.Future of the job's Outcome."""
-        return self._executor.submit(perform, job, site, wait, self._stop)
+        place = self._places.taken(job, self._stop)
+        return self._executor.submit(perform, job, site, wait, self._stop, place)
 
     def close(self):
         """Ends what still runs, with a checkpoint; returns when all is still."""

@@ -1,6 +1,5 @@
 """Makes one job's run: under its lock, in its own folder, with a log, again where it died."""
 
-import fcntl
 import os
 import re
 import signal
@@ -8,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from disk.atomic import writing
+from disk.locks import claim
 from errors import UserError
 from run import provenance
 from sweep.commands import as_text, words
@@ -72,25 +73,36 @@ class Outcome:
     log_tail: str = ""  # the last lines of the log
 
 
-def perform(job: Job, site: Site, wait: bool, stop: threading.Event = NEVER) -> Outcome:
+def perform(job: Job, site: Site, wait: bool, stop: threading.Event = NEVER, place=None) -> Outcome:
     """Sees to it that the job is finished: the only one to do so at any time, on all machines.
 
-    wait   for whoever is at it; otherwise "busy" is the outcome
-    stop   set by another thread to end soon, with a checkpoint
+    wait    for whoever is at it; otherwise "busy" is the outcome
+    stop    set by another thread to end soon, with a checkpoint
+    place   a context manager: what the run needs of this machine, held while it goes on. Gives the environment
+            variables that tell it so, or None where `stop` was set first
     """
     with locked(site.folder, job.key, wait, stop) as lock:
         if lock is None:
             return Outcome("stopped" if stop.is_set() else "busy")
-        outcome, tries = _outcome("skipped", job, site), 0
-        while outcome is None:
-            tries += 1
-            code = _run(job, site, tries, lock, stop)
-            outcome = _outcome("done", job, site)
-            if outcome is None and stop.is_set():
-                outcome = Outcome("stopped")
-            elif outcome is None and not (_died(code) and tries < site.tries):
-                outcome = Outcome("failed", failure=_why(code, tries), log_tail=_tail(site.log(job)))
+        outcome = _outcome("skipped", job, site)
+        if outcome is None:
+            with place or nullcontext({}) as variables:
+                outcome = Outcome("stopped") if variables is None else _tried(job, site, lock, stop, variables)
         return outcome
+
+
+def _tried(job, site, lock, stop, variables):
+    """The Outcome of running a job until it is finished, or fails."""
+    outcome, tries = None, 0
+    while outcome is None:
+        tries += 1
+        code = _run(job, site, tries, lock, stop, variables)
+        outcome = _outcome("done", job, site)
+        if outcome is None and stop.is_set():
+            outcome = Outcome("stopped")
+        elif outcome is None and not (_died(code) and tries < site.tries):
+            outcome = Outcome("failed", failure=_why(code, tries), log_tail=_tail(site.log(job)))
+    return outcome
 
 
 def _died(code):
@@ -129,21 +141,21 @@ def locked(folder, key, wait, stop):
     The kernel lets go of it when the last process that holds the descriptor dies; a run inherits it. So the lock lasts
     as long as anything works on the job, even where the sweep was killed and its run is still ending.
     """
-    with open(lock_path(folder, key), "ab") as file:
-        while not stop.is_set():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    break
-                stop.wait(POLL)
-            else:
-                yield file.fileno()
-                return
-        yield None
+    mine = None
+    while not (stop.is_set() or mine):
+        mine = claim(lock_path(folder, key), create=True)
+        if not (mine or wait):
+            break
+        if not mine:
+            stop.wait(POLL)
+    try:
+        yield mine and mine.descriptor
+    finally:
+        if mine:
+            mine.close()
 
 
-def _run(job, site, number, lock, stop):
+def _run(job, site, number, lock, stop, variables):
     """One try of main.py, in the job's own folder; returns its exit code: see _died."""
     private = private_folder(site.folder, job.key)
     for path in private.glob("*"):
@@ -163,14 +175,15 @@ def _run(job, site, number, lock, stop):
             stderr=output,
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
-            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)} | variables,
         )
         try:
             while process.poll() is None and not stop.wait(POLL):
                 pass
         finally:
             _end(process)
-    _tidy(log)
+    with suppress(OSError):  # a log that vanished, a full disk: the run is what it is
+        _tidy(log)
     return process.returncode
 
 
@@ -188,7 +201,8 @@ def _end(process):
 def _tidy(log):
     """Leaves of each progress bar in a log its last state, in a line of its own."""
     text = re.sub(rb"[^\n]*\r", b"", log.read_bytes())
-    log.write_bytes(text if text.endswith(b"\n") else text + b"\n")
+    with writing(log) as file:  # whole, or as it was
+        file.write(text if text.endswith(b"\n") else text + b"\n")
 
 
 def _tail(log):

@@ -2,7 +2,8 @@
 
 Members, for half = train and test, T tasks, N images of P pixels, D inputs:
   about          JSON as uint8: format, descriptors, image_shape, class_ranges; source: "mnist" where the images are all
-                 of the shipped MNIST, whose source_sha256 is here, instead of images, labels and rows
+                 of the shipped MNIST, whose source_sha256 is here, instead of images, labels and rows; labels: the
+                 label that each class had before they were numbered, or null
   <half>_images  (N, P) uint8 or float32
   <half>_labels  (N,) uint16
   <half>_rows    (T, 2) int64: task t has the images and labels rows[t, 0] .. rows[t, 1] - 1
@@ -21,7 +22,7 @@ from disk.resources import available_memory, check_room
 from disk.safe import most_unpacked
 from errors import UserError
 from tasks import mnist
-from tasks.taskset import HALVES, Split, Task, TaskSet, plain_descriptor
+from tasks.taskset import HALVES, Split, Task, TaskSet, numbered, plain_descriptor
 
 FORMAT = "mer-tasks/1"
 BLOCK_BYTES = 1 << 20  # read or written at once
@@ -39,6 +40,7 @@ def write_compact(tasks, path):
         "descriptors": [task.descriptor for task in tasks.tasks],
         "image_shape": tasks.image_shape,
         "class_ranges": tasks.class_ranges,
+        "labels": tasks.labels,
         "source": tasks.source,
         "source_sha256": mnist.checksum() if of_mnist else None,
     }
@@ -107,7 +109,11 @@ def read_compact(path, archive, name, origin):
         image_shape = tuple(image_shape)
     if class_ranges is not None:
         class_ranges = [(int(start), int(stop)) for start, stop in class_ranges]
-    return TaskSet(tasks, name, origin, image_shape, class_ranges, source)
+    labels = about.get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, int) for label in labels)):
+        raise ValueError("its labels are no list of numbers")
+    origin += f"; {numbered(labels)}" if labels else ""
+    return TaskSet(tasks, name, origin, image_shape, class_ranges, source, labels=labels)
 
 
 def _read_splits(archive, half, n_tasks, shipped):

@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from disk.safe import DAMAGED, OtherProtocol
@@ -15,33 +16,44 @@ from errors import UserError
 from tasks import mnist
 from tasks.compact_format import read_compact, write_compact
 from tasks.original_format import read_original, refuse_odd_zip, write_original
-from tasks.taskset import MOST_TASKS, TaskSet, permutations, rotations
+from tasks.taskset import MOST_TASKS, TaskSet, permutations, rotations, split
 
 __all__ = ["N_TASKS", "build", "load_tasks", "read", "write_compact", "write_original"]
 
 DEFAULT_FOLDER = "data/"
 ROTATIONS = "mnist_rotations"
-N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100}  # can be built; the paper's sizes
+SPLIT = "mnist_split"
+# what can be built, with the paper's sizes; SPLIT: tasks of two classes
+N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100, SPLIT: None}
 MOST_DEGREES = 3600
+ZIP = b"PK\x03\x04"
 
 
-def load_tasks(data_path, data_file, data_seed=0):
+def load_tasks(data_path, data_file, data_seed=0, mnist_path=None):
     """The TaskSet called `data_file`: the file of that name in `data_path`, or else built in memory from shipped MNIST.
+
+    With mnist_path, a folder of four IDX files, it is always built, from those. (mnist.read_like)
 
     A folder that is given must be there; only DEFAULT_FOLDER, which None stands for, may be missing.
     For name.pt that is not there, name.npz is taken. mnist_rotations, mnist_permutations (20 tasks each) and
-    mnist_manypermutations (100) can be built, deterministically in data_seed, which matters to nothing else.
+    mnist_manypermutations (100) can be built, deterministically in data_seed, which matters to nothing else; and
+    mnist_split (5 tasks of two digits).
     Uses none of the global random streams. Raises UserError where there is no such file, or none that can be used.
     """
     data_path = DEFAULT_FOLDER if data_path is None else data_path
     check_folder(data_path)
     path = Path(data_path) / data_file
     stem, ending = os.path.splitext(data_file)
+    kind = stem if ending in (".pt", ".npz") else data_file
+    if mnist_path is not None:
+        if kind not in N_TASKS:
+            known = ", ".join(f"{name}.pt" for name in N_TASKS)
+            raise UserError(f"--mnist {mnist_path} goes with --data_file {known}; {data_file} is none of them")
+        return build(kind, seed=data_seed, name=data_file, mnist_path=mnist_path)
     if os.path.exists(path):
         return read(path, data_file)
     if ending == ".pt" and os.path.exists(path.with_suffix(".npz")):
         return read(path.with_suffix(".npz"), data_file, f" (there is no {data_file})")
-    kind = stem if ending in (".pt", ".npz") else data_file
     if kind in N_TASKS:
         return build(kind, seed=data_seed, name=data_file)
     known = f"without a file there are {', '.join(f'{name}.pt' for name in N_TASKS)}"
@@ -70,45 +82,59 @@ def _task_files(folder):
     return ", ".join(names[:20]) or "no .pt or .npz file"
 
 
-def build(kind, n_tasks=None, min_angle=0.0, max_angle=180.0, seed=0, name=None):
+def build(kind, n_tasks=None, min_angle=0.0, max_angle=180.0, seed=0, name=None, mnist_path=None):
     """The TaskSet of a kind in N_TASKS, from the shipped MNIST. Raises UserError on numbers outside their range.
 
-    n_tasks   None: the paper's number
-    angles    degrees, of the rotations only: see `rotations`
+    n_tasks     None: the paper's number; of the split: tasks of two classes
+    angles      degrees, of the rotations only: see `rotations`
+    mnist_path  None, or the folder of four IDX files that stand in for the shipped ones
     """
     n_tasks = N_TASKS[kind] if n_tasks is None else n_tasks
-    if not 1 <= n_tasks <= MOST_TASKS:
+    if n_tasks is not None and not 1 <= n_tasks <= MOST_TASKS:
         raise UserError(f"{n_tasks} tasks cannot be built; 1 to {MOST_TASKS:,} can")
     if not 0 <= seed < 1 << 63:
         raise UserError(f"the data seed {seed} is outside 0 to 2^63 - 1")
     if not -MOST_DEGREES <= min_angle <= max_angle <= MOST_DEGREES:  # nor are NaNs
         rule = f"-{MOST_DEGREES} <= min_angle <= max_angle <= {MOST_DEGREES}"
         raise UserError(f"angles from {min_angle} to {max_angle} degrees cannot be built; {rule} can")
+    images = mnist.read() if mnist_path is None else mnist.read_like(mnist_path)
+    origin = f"built in memory from {images.of}"
+    if kind == SPLIT:
+        tasks, ranges = split(images, n_tasks)
+        what = f"{len(tasks)} tasks of {ranges[0][1]} classes"
+        return TaskSet(tasks, name or kind, f"{origin} ({what})", class_ranges=ranges)
     if kind == ROTATIONS:
-        tasks = rotations(mnist.read(), n_tasks, min_angle, max_angle, seed)
+        tasks = rotations(images, n_tasks, min_angle, max_angle, seed)
         what = f"{n_tasks} rotations by {min_angle:g} to {max_angle:g} degrees"
     else:
-        tasks, what = permutations(mnist.read(), n_tasks, seed), f"{n_tasks} random permutations of the pixels"
-    origin = f"built in memory from the shipped MNIST ({what}, data seed {seed})"
-    return TaskSet(tasks, name or kind, origin, source="mnist")
+        tasks, what = permutations(images, n_tasks, seed), f"{n_tasks} random permutations of the pixels"
+    source = "mnist" if mnist_path is None else None
+    return TaskSet(tasks, name or kind, f"{origin} ({what}, data seed {seed})", source=source)
 
 
 def read(path, name=None, remark=""):
     """The TaskSet in a file of either format, called `name`. Executes nothing that it may carry. Raises UserError."""
     path, name = Path(path), name or Path(path).name
+    origin = f"read from {path}{remark}"
+    with reading(path, _remedy(path)) as file:
+        if file.read(4) != ZIP:
+            return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
+        with zipfile.ZipFile(file) as archive:
+            if "about.npy" in archive.namelist():
+                return read_compact(path, archive, name, origin)
+            refuse_odd_zip(path, archive)
+        return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
+
+
+@contextmanager
+def reading(path, remedy):
+    """The file, open. What goes wrong with it in the block is a UserError, with the remedy."""
     if not path.is_file():
         raise UserError(f"{path} is no file; a data file in .pt or .npz format is needed")
-    origin = f"read from {path}{remark}"
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", UserWarning)  # of torch and numpy, on odd files: those are refused, or fine
-            if file.read(4) != b"PK\x03\x04":
-                return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
-            with zipfile.ZipFile(file) as archive:
-                if "about.npy" in archive.namelist():
-                    return read_compact(path, archive, name, origin)
-                refuse_odd_zip(path, archive)
-            return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
+            yield file
     except UserError:
         raise
     except PermissionError as error:
@@ -122,7 +148,7 @@ def read(path, name=None, remark=""):
         else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             what = f"is damaged, or no data file ({reason})"
-        raise UserError(f"{path} {what}; {_remedy(path)}") from error
+        raise UserError(f"{path} {what}; {remedy}") from error
 
 
 def _remedy(path):

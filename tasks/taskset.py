@@ -90,15 +90,18 @@ class TaskSet:
     image_shape    None for plain vectors, or (3, 32, 32): channels, height, width
     class_ranges   None, or the (start, stop) of each task's classes
     source         "mnist" where the images are all of the shipped MNIST, in order; else None
+    labels         None, or for each class the label that it had in the data, where they have been numbered anew
 
     Raises UserError on no tasks, empty ones, tasks of different widths, labels or pixels out of range. Images of a
     memory-mapped file (`mapped`) are searched for NaN in full only up to 10,000 rows a split, and else in 128 of them:
     reading gigabytes takes longer than most runs, and a run that meets a NaN says so.
     """
 
-    def __init__(self, tasks, name, origin, image_shape=None, class_ranges=None, source=None, mapped=False):
+    def __init__(
+        self, tasks, name, origin, image_shape=None, class_ranges=None, source=None, mapped=False, labels=None
+    ):
         self.tasks, self.name, self.origin = tasks, name, origin
-        self.image_shape, self.class_ranges, self.source = image_shape, class_ranges, source
+        self.image_shape, self.class_ranges, self.source, self.labels = image_shape, class_ranges, source, labels
         self._check(mapped)
         largest = max(int(split.labels.max()) for split in self._splits())
         self.n_inputs = tasks[0].train.n_inputs
@@ -200,6 +203,17 @@ def _listed(numbers):
     return ", ".join(map(str, sorted(numbers)[:5]))
 
 
+def some(values):
+    """All of a few values, or the first and the last of many, for the user."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:4], "…", shown[-1]])
+
+
+def numbered(labels):
+    """What a TaskSet's `labels` say, for the user."""
+    return f"the labels {some(labels)} are the classes {some(range(len(labels)))}"
+
+
 def plain_descriptor(descriptor):
     """What a stranger's file says of a task, as a number or a short string."""
     if isinstance(descriptor, torch.Tensor) and descriptor.numel() == 1:
@@ -239,6 +253,29 @@ def permutations(mnist, n_tasks=20, seed=0):
     n_pixels = mnist.train_images.shape[1]
     maps = [torch.randperm(n_pixels, generator=stream).numpy().astype(np.int32) for _ in range(n_tasks)]
     return [_mapped(mnist, "random permutation", pixel_map) for pixel_map in maps]
+
+
+def split(mnist, n_tasks=None):
+    """(tasks, class ranges) of Split MNIST: each task has the images of some digits, in order, as equally as can be.
+
+    n_tasks   None: tasks of two digits
+    (Zenke et al. 2017; van de Ven & Tolias 2019 on its scenarios.) A task's images are in MNIST's order.
+    """
+    n_classes = 1 + int(max(mnist.train_labels.max(), mnist.test_labels.max()))
+    n_tasks = (n_classes + 1) // 2 if n_tasks is None else n_tasks
+    if n_tasks > n_classes:
+        raise UserError(f"{n_classes} classes cannot be split into {n_tasks} tasks; {n_classes} can")
+    parts = np.array_split(np.arange(n_classes), n_tasks)
+    ranges = [(int(part[0]), int(part[-1]) + 1) for part in parts]
+    tasks = []
+    for start, stop in ranges:
+        halves = []
+        for half in HALVES:
+            images, labels = getattr(mnist, f"{half}_images"), getattr(mnist, f"{half}_labels")
+            rows = np.flatnonzero((start <= labels) & (labels < stop))
+            halves.append(Split(images[rows], labels[rows]))
+        tasks.append(Task(f"classes {start} to {stop - 1}", *halves))
+    return tasks, ranges
 
 
 def _mapped(mnist, descriptor, pixel_map):

@@ -90,6 +90,23 @@ class Remember:
                 self.memory[p] = example
 
 
+def draw_different(memory, k):
+    """Without replacement: the first of a shuffled memory."""
+    order = list(range(len(memory)))
+    random.shuffle(order)
+    return [memory[i] for i in order[:k]]
+
+
+def vitter(memory, capacity, count, example):
+    """Algorithm R: the count-th example is kept with probability capacity / count."""
+    if len(memory) < capacity:
+        memory.append(example)
+    else:
+        p = random.randint(0, count - 1)
+        if p < capacity:
+            memory[p] = example
+
+
 def one_at_a_time(stream):
     for t, x, y in stream:
         for i in range(len(y)):
@@ -309,7 +326,292 @@ def mer_minibatch(stream, sizes, h):
     return named(layers)
 
 
+# what came after
+
+
+def joined(batch):
+    return torch.cat([x for x, *_ in batch]), torch.cat([y for _, y, *_ in batch])
+
+
+def singles(x, y):
+    return [(x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+
+
+def agem(stream, sizes, h):
+    layers, _ = one_net(sizes, h)
+    past, n_past, sample, n_task, current = [], 0, [], 0, None
+
+    def gradient(x, y):
+        grads = torch.autograd.grad(F.cross_entropy(outputs(layers, x), y), flat(layers))
+        return torch.cat([g.reshape(-1) for g in grads])
+
+    for t, x, y in stream:
+        if t != current:  # the sample of the task that is over enters memory, in random order
+            if h.past_only:
+                random.shuffle(sample)
+                for example in sample:
+                    n_past += 1
+                    vitter(past, h.memories, n_past, example)
+            sample, n_task, current = [], 0, t
+        drawn = draw_different(past, h.replay_batch_size)
+        g = gradient(x, y)
+        if drawn:
+            g_ref = gradient(*joined(drawn))
+            if torch.dot(g, g_ref) < 0:
+                g64, ref64 = g.double().numpy(), g_ref.double().numpy()
+                g = torch.from_numpy((-(ref64 @ g64) / (ref64 @ ref64) * ref64 + g64).astype(np.float32))
+        with torch.no_grad():
+            for p, part in zip(flat(layers), g.split([p.numel() for p in flat(layers)]), strict=True):
+                p.add_(part.view_as(p), alpha=-h.lr)
+        for example in singles(x, y):
+            if h.past_only:
+                n_task += 1
+                vitter(sample, h.task_memories, n_task, example)
+            else:
+                n_past += 1
+                vitter(past, h.memories, n_past, example)
+    return named(layers)
+
+
+def der(stream, sizes, h, beta=None):
+    layers, optimizer = one_net(sizes, h)
+    memory, count = [], 0
+    for _, x, y in stream:
+        logits = outputs(layers, x)
+        loss = F.cross_entropy(logits, y)
+        drawn = draw_different(memory, h.replay_batch_size)
+        if drawn:
+            z = torch.cat([z for _, _, z in drawn])
+            loss = loss + h.alpha * (outputs(layers, joined(drawn)[0]) - z).pow(2).mean()
+        if beta is not None:
+            drawn = draw_different(memory, h.replay_batch_size)
+            if drawn:
+                x2, y2 = joined(drawn)
+                loss = loss + beta * F.cross_entropy(outputs(layers, x2), y2)
+        sgd(optimizer, loss)
+        for i, (x_i, y_i) in enumerate(singles(x, y)):
+            count += 1
+            vitter(memory, h.memories, count, (x_i, y_i, logits[i : i + 1].detach()))
+    return named(layers)
+
+
+def derpp(stream, sizes, h):
+    return der(stream, sizes, h, h.beta)
+
+
+def er_ace(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    memory, count, seen, first = [], 0, set(), None
+    for t, x, y in stream:
+        first = t if first is None else first
+        logits = outputs(layers, x)
+        seen |= set(y.tolist())
+        if t == first and not h.task_free:
+            loss = F.cross_entropy(logits, y)
+        else:
+            for c in range(logits.shape[1]):
+                if c not in y.tolist() and c < max(seen):
+                    logits = torch.where(torch.arange(logits.shape[1]) == c, -1e9, logits)
+            loss = F.cross_entropy(logits, y)
+            drawn = draw_different(memory, h.replay_batch_size)
+            if drawn:
+                x2, y2 = joined(drawn)
+                loss = loss + F.cross_entropy(outputs(layers, x2), y2)
+        sgd(optimizer, loss)
+        for example in singles(x, y):
+            count += 1
+            vitter(memory, h.memories, count, example)
+    return named(layers)
+
+
+def mir(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    memory, count, old = [], 0, torch.zeros(h.memories, sizes[1])
+    for t, x, y in stream:
+        for _ in range(h.disc_iters):
+            eligible = [place for place, example in enumerate(memory) if example[2] != t]
+            positions = draw_different(range(len(eligible)), h.subsample)
+            loss = F.cross_entropy(outputs(layers, x), y)
+            if positions and h.replay_batch_size:
+                places = [eligible[i] for i in positions]
+                x2, y2 = joined([memory[place] for place in places])
+                with torch.no_grad():
+                    logits = outputs(layers, x2)
+                    before = F.cross_entropy(logits, y2, reduction="none")
+                    if h.compare_to_old_logits != "no":
+                        where = positions if h.compare_to_old_logits == "by_place" else places
+                        least = F.cross_entropy(old[where], y2, reduction="none")
+                        for i, place in enumerate(where):
+                            if before[i] < least[i]:
+                                old[place] = logits[i]
+                        before = torch.minimum(before, least)
+                theta = clones(layers)
+                sgd(optimizer, F.cross_entropy(outputs(layers, x), y))
+                with torch.no_grad():
+                    score = F.cross_entropy(outputs(layers, x2), y2, reduction="none") - before
+                    for p, p0 in zip(flat(layers), theta, strict=True):
+                        p.copy_(p0)
+                worst = sorted(range(len(places)), key=lambda i: -score[i])[: h.replay_batch_size]
+                loss = F.cross_entropy(outputs(layers, x), y) + F.cross_entropy(outputs(layers, x2[worst]), y2[worst])
+            sgd(optimizer, loss)
+        before = max(count, h.memories)  # the examples seen before those for which there is no room
+        for x_i, y_i in singles(x, y):
+            count += 1
+            place = len(memory)
+            if place < h.memories:
+                memory.append(None)
+            else:
+                place = random.randint(0, before - 1)
+            if place < h.memories:
+                memory[place] = (x_i, y_i, t)
+                if h.compare_to_old_logits == "yes":
+                    old[place] = 0
+    return named(layers)
+
+
+def lamaml(stream, sizes, h):
+    D, C, _ = sizes
+    layers = mlp([D] + [h.n_hiddens] * h.n_layers + [C])
+    theta = flat(layers)
+    alpha = [torch.full_like(p, h.alpha_init) for p in theta]
+    remember, current, old = Remember(h.memories), None, None
+
+    def gradient(x, y):
+        return torch.autograd.grad(F.cross_entropy(outputs(layers, x), y), theta)
+
+    def clipped(gradients):
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        return [(h.grad_clip_norm / (norm + 1e-6)).clamp(max=1) * g for g in gradients]
+
+    for t, x, y in stream:
+        if t != current:
+            old = None if current is None else list(remember.memory)
+            current = t
+        for glance in range(h.glances):
+            order = list(range(len(y)))
+            random.shuffle(order)
+            x, y = x[order], y[order]
+            x_all, y_all = joined(
+                draw(old if h.use_old_task_memory and old is not None else remember.memory, h.replay_batch_size)
+                + [(x, y)]
+            )
+            theta_0 = clones(layers)
+            u, v, path = ([torch.zeros_like(p) for p in theta] for _ in range(3))
+            for x_i, y_i in singles(x, y):
+                inner = gradient(x_i, y_i)
+                with torch.no_grad():
+                    for p, a, g, s in zip(theta, alpha, inner, path, strict=True):
+                        p.copy_(p - torch.clamp(a, min=0) * g)
+                        s.copy_(s + g)
+                loss = F.cross_entropy(outputs(layers, x_all), y_all) * (1 / len(y))
+                for i, g in enumerate(torch.autograd.grad(loss, theta)):
+                    u[i] = u[i] + g
+                    v[i] = v[i] - torch.where(alpha[i] > 0, g, 0) * path[i]
+            for example in singles(x, y) if glance == 0 else []:
+                remember(example)
+            u, v = clipped(u), clipped(v)
+            with torch.no_grad():
+                for i, p in enumerate(theta):
+                    if h.learn_lr:
+                        alpha[i] = alpha[i] - h.opt_lr * v[i]
+                    p.copy_(theta_0[i] - (h.opt_wt if h.sync_update else torch.clamp(alpha[i], min=0)) * u[i])
+    return named(layers)
+
+
+def clser(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    averages = {name: [(w.detach().clone(), b.detach().clone()) for w, b in layers] for name in ("plastic", "stable")}
+    memory, count = [], 0
+    for step, (_, x, y) in enumerate(stream, 1):
+        drawn = draw_different(memory, h.replay_batch_size)
+        x_all, y_all = joined([(x, y), *drawn])
+        loss = F.cross_entropy(outputs(layers, x_all), y_all)
+        if drawn:
+            x2, y2 = joined(drawn)
+            targets = []
+            for x_i, y_i in drawn:
+                plastic, stable = (outputs(averages[name], x_i) for name in ("plastic", "stable"))
+                surer = stable.softmax(1)[0, y_i] > plastic.softmax(1)[0, y_i]
+                targets.append(outputs(averages["stable" if surer else "plastic"], x2)[len(targets)])
+            loss = loss + h.reg_weight * (outputs(layers, x2) - torch.stack(targets)).pow(2).mean()
+        sgd(optimizer, loss)
+        for example in singles(x, y):
+            count += 1
+            vitter(memory, h.memories, count, example)
+        for name in ("plastic", "stable"):
+            if random.random() < getattr(h, f"{name}_model_update_freq"):
+                a = min(1 - 1 / (step + 1), getattr(h, f"{name}_model_alpha"))
+                for p, new in zip(flat(averages[name]), flat(layers), strict=True):
+                    p.mul_(a).add_(new.detach(), alpha=1 - a)
+    return named(layers) | named(averages["plastic"], "plastic.") | named(averages["stable"], "stable.")
+
+
+def choose(weights, k):
+    """Different ones, one after another, each with a chance in proportion to its weight; all alike if all are 0."""
+    left, chosen = [float(w) for w in weights], []
+    left = left if any(left) else [1.0] * len(left)
+    while len(chosen) < k and any(left):
+        at, i = random.random() * sum(left), 0
+        while at >= left[i]:
+            at, i = at - left[i], i + 1
+        chosen.append(i)
+        left[i] = 0.0
+    return chosen
+
+
+def gss(stream, sizes, h):
+    layers, optimizer = one_net(sizes, h)
+    memory, scores, waiting = [], [], []
+
+    def in_groups(k):
+        order = list(range(len(memory)))
+        if order:
+            random.shuffle(order)
+        return [[memory[j] for j in order[i : i + k]] for i in range(0, len(order), k)]
+
+    def gradient(examples):
+        x, y = joined(examples)
+        grads = torch.autograd.grad(F.cross_entropy(outputs(layers, x), y), flat(layers))
+        return torch.cat([g.reshape(-1) for g in grads]).double()
+
+    for _, x, y in stream:
+        groups = in_groups(h.replay_batch_size) if h.replay_batch_size else []
+        for i in range(h.n_iter):
+            sgd(optimizer, F.cross_entropy(outputs(layers, x), y))
+            if groups:
+                x2, y2 = joined(groups[i % len(groups)])
+                sgd(optimizer, F.cross_entropy(outputs(layers, x2), y2))
+        for example in singles(x, y):
+            waiting.append(example)
+            if len(waiting) < h.candidates:
+                continue
+            directions = [gradient(group) for group in in_groups(max(1, h.replay_batch_size))[: h.n_compared]]
+            closest = [
+                max(float(F.cosine_similarity(gradient(one), d, dim=0)) for d in directions) if directions else 0.1
+                for one in ([example] for example in waiting)
+            ]
+            room = h.memories - len(memory)
+            if room > 0:
+                memory += waiting[:room]
+                scores += closest[:room]
+            elif max(float(F.cosine_similarity(gradient(waiting), d, dim=0)) for d in directions) < h.change_th:
+                least, most = min(scores), max(scores)
+                rivals = choose([(score - least) / (most - least + 0.01) for score in scores], len(waiting))
+                for candidate, score, rival in zip(waiting, closest, rivals, strict=False):
+                    if choose([max(0.0, (score + 1) / 2), max(0.0, (scores[rival] + 1) / 2)], 1) == [1]:
+                        memory[rival], scores[rival] = candidate, score
+            waiting = []
+    return named(layers)
+
+
+def joint(stream, sizes, h):
+    return online(stream, sizes, h)  # what makes it joint is its stream
+
+
 LEARNERS = {
     f.__name__: f
-    for f in (online, independent, taskinput, ewc, gem, eralg4, eralg5, meralg1, meralg6, meralg7, mer_minibatch)
+    for f in (
+        *(online, independent, taskinput, ewc, gem, eralg4, eralg5, meralg1, meralg6, meralg7, mer_minibatch),
+        *(agem, der, derpp, er_ace, mir, lamaml, clser, gss, joint),
+    )
 }

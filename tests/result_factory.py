@@ -30,6 +30,7 @@ KINDS = {
     "meralg6": (0.87, 0.38, 0.88),
     "meralg7": (0.86, 0.38, 0.86),
 }
+NO_MATTER_FOR_BITS = ("save_path", "data_path", "data_file", "threads")
 FIRST = datetime(2026, 1, 5, 9, 0, tzinfo=timezone.utc)
 
 
@@ -58,7 +59,7 @@ def simulate(model, memory, n_tasks, examples, transfer, seed, log_every=100):
 
 
 def summary(result_t, result_a):
-    """RA, LA, BTI, FWT, matrix and baseline for tasks that come in order of index, by plain loops."""
+    """The summaries, matrix and baseline for tasks that come in order of index, by plain loops."""
     n_tasks = len(result_a[0])
     matrix = [[row for t, row in zip(result_t, result_a, strict=True) if t == task][-1] for task in range(n_tasks)]
     baseline = result_a[0]
@@ -66,7 +67,10 @@ def summary(result_t, result_a):
     LA = sum(matrix[j][j] for j in range(n_tasks)) / n_tasks
     BTI = sum(matrix[-1][j] - matrix[j][j] for j in range(n_tasks)) / n_tasks
     FWT = sum(matrix[j - 1][j] - baseline[j] for j in range(1, n_tasks)) / n_tasks
-    return {"RA": RA, "LA": LA, "BTI": BTI, "FWT": FWT}, matrix, baseline
+    seen = [sum(row[: t + 1]) / (t + 1) for t, row in zip(result_t, result_a, strict=True)][1:]
+    drops = [max(row[j] for row in matrix[:-1]) - matrix[-1][j] for j in range(n_tasks - 1)]
+    AAA, forgetting = sum(seen) / len(seen), sum(drops) / max(len(drops), 1)
+    return {"RA": RA, "LA": LA, "BTI": BTI, "FWT": FWT, "AAA": AAA, "forgetting": forgetting}, matrix, baseline
 
 
 def result(
@@ -122,6 +126,7 @@ def result(
         "name": name,
         "model": model,
         "args": args,
+        "science": {flag: value for flag, value in args.items() if flag not in NO_MATTER_FOR_BITS},
         "seed": seed,
         "engine": args["engine"],
         "draws": args["draws"],

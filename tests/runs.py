@@ -28,7 +28,7 @@ from run.experience import Experience
 
 # engine, draws
 WAYS = (("native", "uniform"), ("native", "shuffle"), ("reference", "shuffle"), ("reference", "uniform"))
-# what a learner of the paper needs beyond QUICK to do all that it can; of any other the flags' defaults do
+# what a learner needs beyond QUICK to do all that it can; of any other the flags' defaults do
 FLAGS = {
     "independent": ("--n_hiddens", 9),
     "ewc": ("--n_memories", 3, "--memory_strength", 2),
@@ -36,6 +36,8 @@ FLAGS = {
     "meralg1": ("--beta", 0.5, "--gamma", 0.7, "--batches_per_example", 2),
     "meralg6": ("--gamma", 0.7, "--batches_per_example", 2),
     "meralg7": ("--gamma", 0.7, "--s", 3),
+    "agem": ("--task_memories", 3),
+    "mir": ("--subsample", 4, "--compare_to_old_logits", "yes"),
 }
 QUICK = ("--n_hiddens", 6, "--lr", 0.1, "--memories", 7, "--replay_batch_size", 3, "--log_every", 4, "--threads", 1)
 DATA = ("--data_path", "data", "--data_file", "tiny.pt")

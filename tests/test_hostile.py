@@ -20,7 +20,7 @@ from runs import DATA, WAYS, in_child, main_in, place, result_in, words_of
 import main
 import model
 from disk import safe
-from report.read import read_folder
+from report.read import read_results
 from run import checkpoints, settings
 from run.flags import RUN_FLAGS
 from tasks.files import load_tasks, write_compact
@@ -111,6 +111,7 @@ def room(tmp_path_factory):
 
 # of learners that keep different things
 CHECKPOINTS = {"meralg1": NATIVE, "gem": WAYS[3], "ewc": NATIVE, "independent": REFERENCE, "taskinput": WAYS[1]}
+CHECKPOINTS |= {"agem": WAYS[3], "der": NATIVE, "er_ace": NATIVE, "mir": REFERENCE}
 
 
 def checkpoint_of(folder, words):
@@ -389,7 +390,7 @@ def test_damaged_results(n, room, tmp_path):
     (tmp_path / "zero.pt").symlink_to("/dev/zero")
 
     def read():
-        runs, skipped = read_folder(tmp_path)
+        runs, skipped = read_results(tmp_path)
         print(len(runs), len(skipped))
         return 0
 
@@ -513,6 +514,6 @@ def test_bombs(name, room, tmp_path):
     reports.mkdir()
     for ending in (".pt", ".json", ".txt"):
         (reports / f"online_tiny.pt_2026_01_01_00_00_00_{'0' * 32}{ending}").write_bytes(content)
-        found = in_child(lambda: len(read_folder(reports)[0]))
+        found = in_child(lambda: len(read_results(reports)[0]))
         assert found.code == 0 and not found.text and found.peak < MOST_MEMORY, found.text
     assert not marker.exists()

@@ -47,7 +47,7 @@ def test_what_is_missing_is_said_and_is_no_error(missing, words, environment, pr
 
 EDITS = {
     "source": ("_rows.h", "#include <stddef.h>", "#include <stddef.h>\n"),
-    "included source": ("_batch.pxi", "FEW = 4", "FEW = 5"),
+    "included source": ("_batch.pxi", "OUT = -1000000000", "OUT = -1000000001"),
     "draws": ("_draws.pyx", "M = 397", "M = 398"),
     "flag": ("_build.py", '"-O3"', '"-O2"'),
     "flag of a variant": ("_build.py", "VARIANTS = {", 'VARIANTS = {"another": ["-O1"], '),

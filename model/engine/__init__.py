@@ -45,8 +45,6 @@ def why_not_native(args, learner_class):
         return f"{learner_class.__module__} is a torch module of its own"
     if networks.chosen(args) != "mlp":
         return f"it runs MLPs, and the network{' for these images' * bool(args.image_shape)} is {networks.chosen(args)}"
-    if args.class_ranges:
-        return "it runs MLPs on plain vectors, and the data have classes per task"
     try:
         from model.engine import native  # noqa: F401
     except ImportError as error:

@@ -13,6 +13,16 @@ cdef inline void backward(const bint update, float *rows, Py_ssize_t width, cons
         add_to_rows(rows, width, width, x.index + x.n - 1, x.value + x.n - 1, 1, delta)
 
 
+cdef enum:
+    OUT = -1000000000           # the output of a class that is out of the game
+
+
+cdef struct Goal:
+    const float *target         # the loss is the squared error to these outputs; NULL: it is the CE
+    const uint8_t *present      # of all outputs, those that compete; NULL: all
+    float *kept                 # where the outputs are written; NULL: nowhere
+
+
 cdef class Batch:
     """The examples at work. It reads weights w, and knows neither whose they are nor what becomes of the gradient.
 
@@ -20,6 +30,7 @@ cdef class Batch:
     to them, times its scale, replaces.
 
     loss   the sum of weight * loss over the examples differentiated since `load`
+    plain  whether every example's loss is the CE of its task's outputs; else its goal says what
     """
     cdef Layout layout
     cdef double loss
@@ -28,8 +39,12 @@ cdef class Batch:
     cdef float **delta
     cdef float *weight              # of each example's loss
     cdef float *scale               # what its gradients are multiplied by: -lr * weight, say
-    cdef int64_t *y
+    cdef int64_t *y                 # the output of its class
     cdef int64_t *head
+    cdef Py_ssize_t *first_output   # of those that compete in its task
+    cdef Py_ssize_t *end_output
+    cdef bint plain
+    cdef Goal *goal
     cdef list memory
     # Of a group at work: the entries of its inputs by row (sort_by_row), and its gradients as lists
     cdef Entry *entry
@@ -74,12 +89,15 @@ cdef class Batch:
         cdef int32_t *index
         self.room = 0
         memory = [Memory(layout.n_levels * (sizeof(Sparse *) + sizeof(float *))),
-                  Memory(n * (2 * sizeof(int64_t) + 2 * sizeof(float)))]
+                  Memory(n * (2 * sizeof(int64_t) + 2 * sizeof(Py_ssize_t) + 2 * sizeof(float) + sizeof(Goal)))]
         self.x = <Sparse **> (<Memory> memory[0]).at
         self.delta = <float **> (self.x + layout.n_levels)
-        self.y = <int64_t *> (<Memory> memory[1]).at
+        self.goal = <Goal *> (<Memory> memory[1]).at
+        self.y = <int64_t *> (self.goal + n)
         self.head = self.y + n
-        self.weight = <float *> (self.head + n)
+        self.first_output = <Py_ssize_t *> (self.head + n)
+        self.end_output = self.first_output + n
+        self.weight = <float *> (self.end_output + n)
         self.scale = self.weight + n
         for l in range(layout.n_levels):
             width = layout.level(l, 0).width
@@ -113,16 +131,78 @@ cdef class Batch:
         for b in range(n):
             s = examples.filled(slots[b])
             prefetch(&s.x)
-            if not 0 <= s.y < layout.n_outputs:
-                raise IndexError(f"label {s.y} of a net with {layout.n_outputs} outputs")
+            layout.outputs_of(s.t, &self.first_output[b], &self.end_output[b])
+            self.y[b] = s.y - layout.first_class
+            if not self.first_output[b] <= self.y[b] < self.end_output[b]:
+                what = f"{layout.n_outputs} outputs"
+                if layout.n_ranges or layout.first_class:
+                    what = (f"classes {layout.first_class + self.first_output[b]} to "
+                            f"{layout.first_class + self.end_output[b] - 1} for task {s.t}")
+                raise IndexError(f"label {s.y} of a net with {what}")
             if layout.n_heads > 1 and not 0 <= s.t < layout.n_heads:
                 raise IndexError(f"task {s.t} of a net with {layout.n_heads} first layers")
-            self.x[0][b], self.y[b] = s.x, s.y
+            self.x[0][b] = s.x
             self.head[b] = s.t if layout.n_heads > 1 else 0
             self.weight[b] = 1 if weights is None else weights[b]
             self.scale[b] = rate * self.weight[b]
-        self.loss = 0
+        self.loss, self.plain = 0, True
         return n
+
+    cdef int load_terms(self, Examples examples, terms, float rate, list masks, list kept) except -1:
+        """load() the examples of a sum of terms (slots, weight, squared, classes, keeps_logits). (MLP.sgd_sum)
+
+        masks gets what must stay while they are at work, kept the (slots, outputs) that the forward pass will fill.
+        """
+        cdef Layout layout = self.layout
+        cdef Py_ssize_t b = 0, slot, n, most = layout.n_outputs
+        cdef Goal goal
+        cdef uint8_t[::1] mask
+        cdef float[:, ::1] rows
+        cdef Py_ssize_t i
+        n = self.load(examples, [slot for slots, *_ in terms for slot in slots],
+                      [<double> weight / len(slots) for slots, weight, *_ in terms for _ in slots], rate)
+        for slots, _, squared, classes, keeps_logits in terms:
+            if (squared or keeps_logits) and examples.n_logits != most:
+                raise ValueError(f"examples of {examples.n_logits} logits for a net of {most} outputs")
+            goal.present = goal.target = goal.kept = NULL
+            if keeps_logits:
+                kept.append((slots, np.empty((len(slots), most), np.float32)))
+                rows = kept[-1][1]
+            if classes is not None:
+                present = np.zeros(most, np.uint8)
+                present[np.asarray(classes, int) - layout.first_class] = 1
+                masks.append(present)
+                mask = present
+                goal.present = &mask[0]
+            for i, slot in enumerate(slots):
+                if goal.present != NULL and not goal.present[self.y[b]]:
+                    raise ValueError(f"label {self.y[b]} is none of the classes {list(classes)}")
+                if squared:
+                    goal.target = examples.logits + slot * most
+                if keeps_logits:
+                    goal.kept = &rows[i, 0]
+                self.goal[b] = goal
+                b += 1
+        self.plain = False
+        if layout.n_ranges:
+            self.weigh_squares(terms)
+        return n
+
+    cdef int weigh_squares(self, terms) except -1:
+        """The mean over the examples and the outputs of a squared error: an example of more outputs counts more."""
+        cdef Py_ssize_t b = 0, first, total
+        for slots, _, squared, *_ in terms:
+            first, total = b, 0
+            for b in range(first, first + len(slots)):
+                total += self.end_output[b] - self.first_output[b]
+            b = first
+            for b in range(first, first + len(slots)):
+                if squared:
+                    factor = (self.end_output[b] - self.first_output[b]) * <double> len(slots) / total
+                    self.weight[b] *= factor
+                    self.scale[b] *= factor
+            b = first + len(slots)
+        return 0
 
     cdef inline float *outputs_at(self, Py_ssize_t l, Py_ssize_t b) noexcept nogil:
         """Example b's outputs of level l, or their gradient."""
@@ -202,8 +282,30 @@ cdef class Batch:
         """The loss of example b, and its gradient in the place of the net's outputs."""
         cdef Py_ssize_t last = self.layout.n_levels - 1
         cdef Layer *layer = self.layout.level(last, self.head[b])
-        self.loss += self.weight[b] * cross_entropy(self.delta[last] + b * layer.width, layer.n_out, layer.width,
-                                                    self.y[b], self.scale[b])
+        cdef float *z = self.delta[last] + b * layer.width
+        cdef Py_ssize_t start = self.first_output[b], end = self.end_output[b], width = layer.width
+        cdef bint squared = not self.plain and self.prepare(b, z, layer.n_out)
+        if self.layout.n_ranges:            # the outputs from start to end are a net's, and the others have no gradient
+            memset(z, 0, start * sizeof(float))
+            memset(z + end, 0, (width - end) * sizeof(float))
+            width = end - start
+        if squared:
+            self.loss += self.weight[b] * squared_error(z + start, end - start, width, self.goal[b].target + start,
+                                                        self.scale[b])
+        else:
+            self.loss += self.weight[b] * cross_entropy(z + start, end - start, width, self.y[b] - start, self.scale[b])
+
+    cdef bint prepare(self, Py_ssize_t b, float *z, Py_ssize_t n_out) noexcept nogil:
+        """Keep example b's outputs z, and take those that don't compete out; whether its loss is a squared error."""
+        cdef Goal *goal = &self.goal[b]
+        cdef Py_ssize_t j
+        if goal.kept != NULL:
+            memcpy(goal.kept, z, n_out * sizeof(float))
+        if goal.present != NULL:
+            for j in range(n_out):
+                if not goal.present[j]:
+                    z[j] = OUT
+        return goal.target != NULL
 
     cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, bint fresh,
                          float *target, Frames frames) noexcept nogil:

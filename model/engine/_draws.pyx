@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 import random
+from array import array
 
 cdef extern from *:
     const char *IDENTITY            # the hash of what this was built of, from setup.py
@@ -158,11 +159,15 @@ cdef class ShuffleDraws:
 
     def shuffle(self, Py_ssize_t n):
         """[0..n-1] after random.shuffle."""
+        return self.sample(n, n)
+
+    def sample(self, Py_ssize_t n, Py_ssize_t k):
+        """min(k, n) different indices below n: the first of [0..n-1] after random.shuffle.  O(n)"""
         cdef uint32_t *order = self.order(n)
         try:
             with nogil:
                 self.shuffle_in_place(order, n)
-            return [order[i] for i in range(n)]
+            return [order[i] for i in range(min(k, n))]
         finally:
             free(order)
 
@@ -175,6 +180,48 @@ cdef class ShuffleDraws:
         if not 0 <= n < 0xFFFFFFFF:
             raise ValueError(f"a number up to {n}: there may be 0 to 2^32 - 2")
         return self.below(<uint32_t> (n + 1))
+
+    def random(self):
+        """random.random(): uniform in [0, 1)."""
+        cdef uint32_t high = self.next_word() >> 5, low = self.next_word() >> 6
+        return (high * 67108864.0 + low) / 9007199254740992.0
+
+    cdef uint32_t next_word(self) noexcept nogil:
+        if self.position == N:
+            self.refill()
+        self.position += 1
+        return self.word[self.position - 1]
+
+    def choose(self, weights, Py_ssize_t k):
+        """min(k, n) different indices of n weights, none negative, one after another, each with a chance in proportion.
+
+        Those of weight 0 are never chosen, unless all are 0: then each has the same chance.  O(n k)
+        """
+        left, chosen = array("d", weights), []
+        if not any(left):
+            left = array("d", [1] * len(left))
+        if not left:
+            return chosen
+        cdef double[::1] w = left
+        cdef double sum, at
+        cdef Py_ssize_t i, last
+        while len(chosen) < k:
+            sum, last = 0, -1
+            for i in range(w.shape[0]):
+                if w[i] > 0:
+                    sum += w[i]
+                    last = i
+            if last < 0:
+                break
+            at, sum, i = self.random() * sum, 0, 0
+            while i < last:
+                sum += w[i]
+                if at < sum:
+                    break
+                i += 1
+            chosen.append(i)
+            w[i] = 0
+        return chosen
 
     cdef uint32_t *order(self, Py_ssize_t n) except NULL:
         if not 0 <= n < 1 << 31:

@@ -38,15 +38,22 @@ cdef struct Slot:
 
 
 cdef class Examples:
-    """`capacity` slots of examples (x, t, y): inputs, task and label. Memory: 8 bytes for each non-zero input."""
-    cdef readonly Py_ssize_t capacity, n_inputs
+    """`capacity` slots of examples (x, t, y): inputs, task and label. Memory: 8 bytes for each non-zero input.
+
+    logits   (capacity, n_logits): what a net gave out for each of them once; 0 until they are stored
+    """
+    cdef readonly Py_ssize_t capacity, n_inputs, n_logits
     cdef Slot *slots
     cdef int64_t n_changes
+    cdef Memory logit_memory
+    cdef float *logits
 
-    def __cinit__(self, Py_ssize_t capacity, Py_ssize_t n_inputs):
-        if capacity < 1 or n_inputs < 1:
+    def __cinit__(self, Py_ssize_t capacity, Py_ssize_t n_inputs, Py_ssize_t n_logits=0):
+        if capacity < 1 or n_inputs < 1 or n_logits < 0:
             raise ValueError(f"{capacity} slots of {n_inputs} inputs: there must be at least one of each")
-        self.capacity, self.n_inputs = capacity, n_inputs
+        self.capacity, self.n_inputs, self.n_logits = capacity, n_inputs, n_logits
+        self.logit_memory = Memory(capacity * n_logits * sizeof(float))
+        self.logits = <float *> self.logit_memory.at
         self.slots = <Slot *> calloc(capacity, sizeof(Slot))
         if self.slots == NULL:
             raise MemoryError
@@ -61,12 +68,16 @@ cdef class Examples:
     def grow(self, Py_ssize_t capacity):
         """Make room for that many slots; those there are stay as they are."""
         cdef Slot *slots
+        cdef Memory logit_memory
         if capacity > self.capacity:
+            logit_memory = Memory(capacity * self.n_logits * sizeof(float))
+            memcpy(logit_memory.at, self.logits, self.capacity * self.n_logits * sizeof(float))
             slots = <Slot *> realloc(self.slots, capacity * sizeof(Slot))
             if slots == NULL:
                 raise MemoryError(f"no room for {capacity} slots")
             memset(slots + self.capacity, 0, (capacity - self.capacity) * sizeof(Slot))
             self.slots, self.capacity = slots, capacity
+            self.logit_memory, self.logits = logit_memory, <float *> logit_memory.at
 
     cdef Slot *at(self, Py_ssize_t slot) except NULL:
         if not 0 <= slot < self.capacity:
@@ -97,7 +108,7 @@ cdef class Examples:
         return 0
 
     cpdef put(self, Py_ssize_t slot, const float[::1] x, int64_t t, int64_t y):
-        """Fill a slot with the example of inputs x (D,), task t and label y."""
+        """Fill a slot with the example of inputs x (D,), task t and label y; its logits are 0."""
         cdef Slot *s = self.at(slot)
         cdef Py_ssize_t i, n = 0
         if x.shape[0] != self.n_inputs:
@@ -112,6 +123,7 @@ cdef class Examples:
                 n += 1
         s.x.index[n], s.x.value[n] = <int32_t> self.n_inputs, 1
         s.x.n, s.t, s.y = n + 1, t, y
+        memset(self.logits + slot * self.n_logits, 0, self.n_logits * sizeof(float))
         self.changed(s)
 
     def put_many(self, Py_ssize_t first_slot, const float[:, ::1] x, int64_t t, ys):
@@ -132,7 +144,27 @@ cdef class Examples:
         memcpy(into.x.index, s.x.index, s.x.n * sizeof(int32_t))
         memcpy(into.x.value, s.x.value, s.x.n * sizeof(float))
         into.x.n, into.t, into.y = s.x.n, s.t, s.y
+        memcpy(self.logits + target * self.n_logits, self.logits + source * self.n_logits, self.n_logits * sizeof(float))
         self.changed(into)
+
+    def store_logits(self, slots, const float[:, ::1] logits):
+        """The logits of these slots become the rows (B, n_logits)."""
+        cdef Py_ssize_t b
+        if logits.shape[0] != len(slots) or logits.shape[1] != self.n_logits:
+            raise ValueError(f"logits ({logits.shape[0]}, {logits.shape[1]}) for ({len(slots)}, {self.n_logits})")
+        for b, slot in enumerate(slots):
+            self.filled(slot)
+            memcpy(self.logits + <Py_ssize_t> slot * self.n_logits, &logits[b, 0], self.n_logits * sizeof(float))
+
+    def get_logits(self, slots):
+        """The logits of these slots: float32 (B, n_logits)."""
+        logits = np.empty((len(slots), self.n_logits), np.float32)
+        cdef float[:, ::1] rows = logits
+        cdef Py_ssize_t b
+        for b, slot in enumerate(slots):
+            self.filled(slot)
+            memcpy(&rows[b, 0], self.logits + <Py_ssize_t> slot * self.n_logits, self.n_logits * sizeof(float))
+        return logits
 
     def get(self, slots):
         """The examples in these slots: inputs (B, D) float32, tasks (B,) int64, labels (B,) int64."""

@@ -30,6 +30,10 @@ cdef class Layout:
     cdef Layer *layer
     cdef Py_ssize_t *row_start      # (n_rows + 1,) where each row starts
     cdef Memory memory
+    cdef Py_ssize_t first_class     # the class of output 0
+    cdef Py_ssize_t n_ranges        # tasks that have outputs of their own; 0: all outputs are all tasks'
+    cdef Py_ssize_t *ranges         # (n_ranges, 2) the first of them, and the end
+    cdef Memory range_memory
 
     def __init__(self, list shapes, Py_ssize_t n_heads):
         """shapes: [(outputs, inputs)] of all layers."""
@@ -49,12 +53,38 @@ cdef class Layout:
             self.n_parameters += (n_in + 1) * n_out
         self.row_start[self.n_rows] = self.n_weights = start
 
+    cdef int assign(self, class_ranges, Py_ssize_t first_class) except -1:
+        """Say which classes the outputs are, and, unless class_ranges is None, which (start, stop) are each task's."""
+        cdef Py_ssize_t t, start, stop
+        self.first_class = first_class
+        if class_ranges is not None:
+            self.range_memory = Memory(2 * max(1, len(class_ranges)) * sizeof(Py_ssize_t))
+            self.ranges, self.n_ranges = <Py_ssize_t *> self.range_memory.at, len(class_ranges)
+            for t, (start, stop) in enumerate(class_ranges):
+                self.ranges[2 * t], self.ranges[2 * t + 1] = start - first_class, stop - first_class
+                if not first_class <= start < stop <= first_class + self.n_outputs:
+                    raise ValueError(f"classes {start} to {stop} of a net with {self.n_outputs} outputs from {first_class} on")
+        return 0
+
+    cdef int outputs_of(self, int64_t t, Py_ssize_t *start, Py_ssize_t *stop) except -1:
+        """The outputs that compete in task t: from start to stop; IndexError where there is no such task."""
+        start[0], stop[0] = 0, self.n_outputs
+        if self.n_ranges:
+            if not 0 <= t < self.n_ranges:
+                raise IndexError(f"task {t} of a net with classes of {self.n_ranges} tasks")
+            start[0], stop[0] = self.ranges[2 * t], self.ranges[2 * t + 1]
+        return 0
+
     cdef inline Layer *level(self, Py_ssize_t l, Py_ssize_t head) noexcept nogil:
         """The l-th layer that an example of this head passes."""
         return &self.layer[head if l == 0 else self.n_heads + l - 1]
 
     cdef list shapes(self):
         return [(self.layer[l].n_out, self.layer[l].n_in) for l in range(self.n_layers)]
+
+    cdef Py_ssize_t most_singular_values(self):
+        """Those of the layer, except for the first, that has most of them."""
+        return max([0] + [min(n_in, n_out) for n_out, n_in in self.shapes()[self.n_heads:]])
 
     cdef int check_same(self, Layout other) except -1:
         """ValueError unless the other one is the same."""
@@ -136,6 +166,7 @@ cdef class Weights:
     cdef Layout layout
     cdef Memory memory
     cdef float *w                   # (layout.n_weights,)
+    cdef object norms               # of a snapshot, once they were asked for
 
     cdef int lay_out(self, Layout layout) except -1:
         """Make room for them; they are 0."""
@@ -157,3 +188,23 @@ cdef class Weights:
         copy.lay_out(self.layout)
         memcpy(copy.w, self.w, self.layout.n_weights * sizeof(float))
         return copy
+
+    cdef largest_singular_values(self):
+        """Upper bounds (n_levels - 1,) of the largest singular value of each layer but the first; found once a snapshot."""
+        cdef Py_ssize_t l, n
+        cdef Layer *layer
+        cdef Memory room
+        cdef double[::1] norms
+        if self.norms is None:
+            norms = np.zeros(self.layout.n_levels - 1)
+            for l in range(self.layout.n_levels - 1):
+                layer = self.layout.level(l + 1, 0)
+                n = min(layer.n_in, layer.n_out)
+                room = Memory(2 * n * n * sizeof(double))
+                with nogil:
+                    norms[l] = largest_singular(self.w + layer.start, layer.n_in, layer.n_out, layer.width,
+                                                <double *> room.at)
+            if type(self) is not Weights:           # an MLP, which learns on
+                return norms
+            self.norms = norms
+        return self.norms

@@ -19,12 +19,13 @@ The kernels run without the GIL. Non-finite values propagate, as in PyTorch: ReL
     _examples.pxi    memory, sparse vectors, slots     _gradients.pxi   the gradients of many tasks, as they are
     _layout.pxi      where the weights lie             _factors.pxi     the same, as factors
     _reptile.pxi     theta0 of the open blocks         _images.pxi      evaluation
-    _anchors.pxi     quadratic penalties
+    _anchors.pxi     quadratic penalties               _rates.pxi       a learning rate for each weight
 
 A gradient that is given out is a *vector*: float32 (n_weights,), laid out as the weights, padding included, so that nothing
 is moved when it comes back. Elementwise operations leave it one. `MLP.flat` brings it into torch's order.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
@@ -67,12 +68,17 @@ cdef extern from "_rows.h" nogil:
     void add_sorted(bint fresh, const Entry *entry, const int32_t *count, Py_ssize_t n_rows, Py_ssize_t width,
                     const float *delta, float *target)
     double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
+    double squared_error(float *z, Py_ssize_t n, Py_ssize_t width, const float *target, float scale)
 
     void add_row(float *y, float a, const float *x, Py_ssize_t n)
     void add_product(float *y, const float *a, const float *b, Py_ssize_t n)
     void scale(float *y, float a, const float *x, Py_ssize_t n)
     void interpolate(float *y, const float *y0, float step, Py_ssize_t n)
     float spring(float *w, const float *stiffness, const float *pull, float rate, Py_ssize_t n)
+    void follow_rates(float *w, const float *rate, float *path, const float *u, float *v, Py_ssize_t width,
+                      const int32_t *index, const float *value, Py_ssize_t n, const float *delta)
+    void turn_to_rates(float *v, float *path, const float *u, const float *rate, Py_ssize_t n)
+    void add_at_rates(float *y, float a, const float *rate, const float *x, Py_ssize_t n)
 
     float exp_of(float x)
     float log_of(float x)
@@ -101,6 +107,8 @@ cdef class MLP(Weights):
 
     heads   first layers, each (W (H, D), b (H,)) as in torch: one, or one per task, chosen by the example's t
     layers  the further layers, [(W, b), ...]; may be empty (a linear net)
+    class_ranges    (start, stop) of each task's classes: in its loss and its evaluation, those outputs are alone; None: all
+    first_class     the class of the first output
     After a step, `loss` is the weighted sum of the losses it was for: NaN or infinite if any of them was.
     """
     cdef readonly float lr
@@ -112,7 +120,7 @@ cdef class MLP(Weights):
     cdef Factors factors
     cdef list helpers               # Batches of other threads
 
-    def __init__(self, heads, layers, float lr):
+    def __init__(self, heads, layers, float lr, class_ranges=None, Py_ssize_t first_class=0):
         shapes = [np.shape(W) for W, b in (*heads, *layers)]
         if not heads or any(shape != shapes[0] for shape in shapes[:len(heads)]):
             raise ValueError("a net needs at least one first layer, and all of them of one shape")
@@ -121,6 +129,7 @@ cdef class MLP(Weights):
                 raise ValueError(f"a layer of {after[1]} inputs follows one of {before[0]} outputs")
         self.lr = lr
         self.lay_out(Layout(shapes, len(heads)))
+        self.layout.assign(class_ranges, first_class)
         self.batch, self.helpers = Batch(self.layout), []
         self.frames = Frames()
         self.frames.layout, self.frames.w, self.frames.frames = self.layout, self.w, []
@@ -153,6 +162,17 @@ cdef class MLP(Weights):
         self.layout.check_same(other.layout)
         self.frames.touch_all()
         memcpy(self.w, other.w, self.layout.n_weights * sizeof(float))
+
+    def average(self, Weights other, float keep):
+        """theta <- keep theta + (1 - keep) theta of a net of the same shape (ValueError)."""
+        self.layout.check_same(other.layout)
+        with nogil:
+            self.frames.touch_all()
+            interpolate(self.w, other.w, keep, self.layout.n_weights)
+
+    def rates(self, float value):
+        """Rates: a learning rate for each weight, all of them `value`."""
+        return Rates(self, value)
 
     def vector(self, const float[::1] flat):
         """The vector of these numbers in torch's order (heads, then layers; each W (out, in), then b)."""
@@ -212,6 +232,21 @@ cdef class MLP(Weights):
         with nogil:
             self.step(0, n)
         self.loss = self.batch.loss
+
+    def sgd_sum(self, Examples examples, terms):
+        """One SGD step on a sum of terms (slots, weight, squared, classes, keeps_logits) (and the anchors).
+
+        A term is weight times a mean over its slots, none of them empty: of the CE among classes (None: all; ValueError
+        unless its labels are), or, where squared, of (output - stored logit)^2, of which the mean is over the outputs too,
+        those of each example's task. With keeps_logits the outputs become the examples' logits, after the step.
+        """
+        masks, kept = [], []
+        cdef Py_ssize_t n = self.batch.load_terms(examples, terms, -self.lr, masks, kept)
+        with nogil:
+            self.step(0, n)
+        self.loss = self.batch.loss
+        for slots, outputs in kept:
+            examples.store_logits(slots, outputs)
 
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""
@@ -303,14 +338,36 @@ cdef class MLP(Weights):
     def predict(self, const float[:, ::1] x, int64_t t):
         """Outputs (logits) of inputs x (B, D) of task t: float32 (B, O)."""
         cdef Examples examples = Examples(max(1, x.shape[0]), x.shape[1])
-        examples.put_many(0, x, t, [0] * x.shape[0])
-        cdef Batch batch = self.batch
-        cdef Py_ssize_t b = 0, m, last = self.layout.n_levels - 1, n = batch.load(examples, range(x.shape[0]), None, 1)
+        cdef Py_ssize_t start, stop
+        self.layout.outputs_of(t, &start, &stop)
+        examples.put_many(0, x, t, [self.layout.first_class + start] * x.shape[0])      # any label
+        return self.outputs(examples, range(x.shape[0]))
+
+    def losses(self, Examples examples, slots):
+        """CE of each of these examples: float32 (B,)."""
+        cdef Py_ssize_t b, n = self.forward_all(examples, slots)
+        losses = np.empty(n, np.float32)
+        cdef float[::1] found = losses
+        for b in range(n):
+            self.batch.loss = 0
+            self.batch.differentiate_outputs(b)
+            found[b] = <float> self.batch.loss
+        return losses
+
+    cdef Py_ssize_t forward_all(self, Examples examples, slots) except -1:
+        """Forward pass of these examples; their number."""
+        cdef Py_ssize_t b = 0, m, n = self.batch.load(examples, slots, None, 1)
         with nogil:
             while b < n:
-                m = batch.group(b, n)
-                batch.outputs(self.w, b, m)
+                m = self.batch.group(b, n)
+                self.batch.outputs(self.w, b, m)
                 b += m
+        return n
+
+    def outputs(self, Examples examples, slots):
+        """Outputs (logits) for these examples: float32 (B, O)."""
+        cdef Batch batch = self.batch
+        cdef Py_ssize_t b, last = self.layout.n_levels - 1, n = self.forward_all(examples, slots)
         z = np.empty((n, self.layout.n_outputs), np.float32)
         cdef float[:, ::1] rows = z
         for b in range(n):
@@ -322,3 +379,4 @@ cdef class MLP(Weights):
 include "_gradients.pxi"
 include "_factors.pxi"
 include "_images.pxi"
+include "_rates.pxi"

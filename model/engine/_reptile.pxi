@@ -60,7 +60,7 @@ cdef class Frames:
         return 0
 
     cdef int end(self, float step) except -1:
-        """theta <- theta0 + (theta - theta0) step, for theta0 of the last begin.  O(rows touched since)"""
+        """theta <- theta0 + (theta - theta0) step, for theta0 of the last begin; theta0 for step 0.  O(rows touched since)"""
         if self.depth == 0:
             raise RuntimeError("end_reptile without begin_reptile")
         cdef Frame inner = self.innermost, outer = None
@@ -76,7 +76,9 @@ cdef class Frames:
                 inner.saved[r] = False
                 if nested and not outer.saved[r]:
                     outer.save(r, inner.rows, start, end)
-                if step != 1:
+                if step == 0:
+                    memcpy(self.w + start, inner.rows + start, (end - start) * sizeof(float))
+                elif step != 1:
                     interpolate(self.w + start, inner.rows + start, step, end - start)
             inner.n = 0
         self.innermost = outer

@@ -17,6 +17,7 @@
    CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where it is too long for that
    it is cut in tiles of at most TILE lines. */
 
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -386,6 +387,42 @@ static inline float spring(float *w, const float *stiffness, const float *pull, 
 }
 
 
+/* ---- Rates of their own for all weights; a rate that is negative counts as 0, and NaN passes */
+
+#define RATE(rate) ((rate) <= 0 ? 0 : (rate))
+
+/* For the rows of a list, with the gradient g = value[k] delta[:width]: v += u g, path += g, w -= rate g. */
+static inline void follow_rates(float *restrict w, const float *restrict rate, float *restrict path,
+                                const float *restrict u, float *restrict v, ptrdiff_t width, const int32_t *index,
+                                const float *value, ptrdiff_t n, const float *restrict delta) {
+    for (ptrdiff_t k = 0; k < n; k++) {
+        ptrdiff_t start = index[k] * width;
+        float x = value[k];
+        for (ptrdiff_t j = 0; j < width; j++) {
+            float g = x * delta[j];
+            v[start + j] += u[start + j] * g;
+            path[start + j] += g;
+            w[start + j] -= RATE(rate[start + j]) * g;
+        }
+    }
+}
+
+/* v = v - path u, or 0 where the rate counts as 0; path = 0; n numbers. */
+static inline void turn_to_rates(float *restrict v, float *restrict path, const float *restrict u,
+                                 const float *restrict rate, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < n; j++) {
+        v[j] = rate[j] <= 0 ? 0 : v[j] - path[j] * u[j];
+        path[j] = 0;
+    }
+}
+
+static inline void add_at_rates(float *restrict y, float a, const float *restrict rate, const float *restrict x,
+                                ptrdiff_t n) {                                              /* y += a rate x */
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] += a * (RATE(rate[j]) * x[j]);
+}
+
+
 /* ---- Functions */
 
 INLINE uint32_t bits_of(float x) {
@@ -451,4 +488,16 @@ static inline double cross_entropy(float *z, ptrdiff_t n, ptrdiff_t width, int64
     z[y] -= scale;
     memset(z + n, 0, (width - n) * sizeof(float));
     return (double) loss + log_of(sum);
+}
+
+/* The mean of (z - target)^2 over z[0..n), and in its place its gradient times scale; padding becomes 0. */
+static inline double squared_error(float *z, ptrdiff_t n, ptrdiff_t width, const float *target, float scale) {
+    float sum = 0, factor = 2 * scale / n;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        z[j] -= target[j];
+        sum += z[j] * z[j];
+        z[j] *= factor;
+    }
+    memset(z + n, 0, (width - n) * sizeof(float));
+    return (double) sum / n;
 }

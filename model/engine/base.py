@@ -31,12 +31,16 @@ class Network(ABC):
         """One SGD step per example, in the order of the batch; the i-th loss times weights[i]."""
 
     @abstractmethod
+    def sgd_sum(self, terms):
+        """One SGD step on a sum of terms (model.losses), in their order; one of no examples is left out."""
+
+    @abstractmethod
     def begin_reptile(self):
         """Marks theta0. Nests."""
 
     @abstractmethod
     def end_reptile(self, step):
-        """theta <- theta0 + (theta - theta0) * step, elementwise, with the theta0 marked last."""
+        """theta <- theta0 + (theta - theta0) * step, elementwise, with the theta0 marked last; theta0 for step 0."""
 
     @contextmanager
     def reptile(self, step):
@@ -45,9 +49,33 @@ class Network(ABC):
         yield
         self.end_reptile(step)
 
+    def tried(self):
+        """A block whose steps are taken back at its end: what would be, if they were taken."""
+        return self.reptile(0)
+
+    @abstractmethod
+    def losses(self, batch):
+        """(B,) float32 array: the loss of each example of a batch, of one or more; no training loss is added up."""
+
+    @abstractmethod
+    def outputs(self, batch):
+        """(B, C) float32 array: the outputs for each example of a batch, of one or more, as `predict` gives them."""
+
     @abstractmethod
     def gradient(self, batch):
         """Gradient of the mean loss of the batch, a vector: no anchor counts; the engine adds up the loss."""
+
+    @property
+    @abstractmethod
+    def shared(self):
+        """Whether all tasks have all of its parameters."""
+
+    @abstractmethod
+    def gradient_products(self, examples, batch):
+        """(B, B) inner products of the loss gradients of single examples, slots of other `Examples`, float64 numpy.
+
+        No training loss is added up. Only for a `shared` network.
+        """
 
     @abstractmethod
     def task_gradients(self, batches):
@@ -64,6 +92,14 @@ class Network(ABC):
     @abstractmethod
     def copy_from(self, other):
         """theta <- theta of another network of the same shape."""
+
+    @abstractmethod
+    def average(self, other, keep):
+        """theta <- keep * theta + (1 - keep) * theta of another network of the same shape."""
+
+    @abstractmethod
+    def rates(self, value):
+        """Rates of this network, all of them `value`."""
 
     @abstractmethod
     def predict(self, x, t):
@@ -116,6 +152,13 @@ def as_sums(anchor):
     return {"stiffness": importance, "pull": pull, "constant": float((pull.double() * optimum).sum())}
 
 
+def checked_rates(state, n_parameters):
+    """The rates of a `Rates.state`: (P,) float32. ValueError unless there is one for each parameter."""
+    if state["rates"].shape != (n_parameters,):
+        raise ValueError(f"rates {tuple(state['rates'].shape)} for {n_parameters} parameters")
+    return state["rates"].to(torch.float32)
+
+
 class TaskGradients(ABC):
     """The gradients g_1..g_K of K tasks' mean losses, G (K, P); each product is computed when it is asked for."""
 
@@ -136,6 +179,47 @@ class TaskGradients(ABC):
         """G^T v + gradient, a vector."""
 
 
+class Rates(ABC):
+    """Learning rates alpha of a network, one for each parameter; one that is negative counts as 0: [alpha]+.
+
+    A path of steps goes from theta_0 down its gradients g_1, ..., g_j, and looks at the loss of other examples on its
+    way. With G_k the gradient of the k-th look, where the path has gone down g_1, ..., g_j(k), and first order, that is
+    with the g constant,
+
+        u = sum_k G_k,  v = -1[alpha > 0] * sum_k G_k * (g_1 + ... + g_j(k)),  elementwise
+
+    are the gradients of all that was looked at with respect to theta_0 and to alpha.
+    """
+
+    @abstractmethod
+    def begin(self):
+        """A path starts at theta; u = v = 0."""
+
+    @abstractmethod
+    def step(self, batch):
+        """theta <- theta - [alpha]+ * the gradient of the mean loss of the batch, a further step of the path."""
+
+    @abstractmethod
+    def look(self, batch, weight):
+        """Looks at weight * the mean loss of the batch; the engine adds it up."""
+
+    @abstractmethod
+    def learn(self, rate, most):
+        """alpha <- alpha - rate * v, v scaled to a norm of at most `most`. Ends the path."""
+
+    @abstractmethod
+    def descend(self, most, rate=None):
+        """theta <- theta - rate * u, u scaled to a norm of at most `most`; without a rate that is [alpha]+."""
+
+    @abstractmethod
+    def state(self):
+        """{"rates": alpha, (P,)}, for any engine. There is no path to go on with: `begin` comes next."""
+
+    @abstractmethod
+    def load_state(self, state):
+        """Goes on where `state` was taken. Raises ValueError for rates of another network."""
+
+
 class Engine(ABC):
     """A way to compute. `draws` is the random source of the memories (model.memory)."""
 
@@ -143,8 +227,8 @@ class Engine(ABC):
     overlaps = False  # whether networks have a `snapshot()` that may be evaluated while training goes on
 
     @abstractmethod
-    def examples(self, n_inputs):
-        """Empty `Examples`."""
+    def examples(self, n_inputs, n_logits=0):
+        """Empty `Examples`, with room for so many stored logits each."""
 
     @abstractmethod
     def network(self, module, examples, lr, class_ranges=None):
@@ -156,23 +240,30 @@ class Engine(ABC):
 
 
 class Examples:
-    """Slots of examples, grown as they are written: inputs (n, D), tasks and labels (n,)."""
+    """Slots of examples, grown as they are written: inputs (n, D), tasks and labels (n,).
 
-    def __init__(self, n_inputs, device="cpu"):
+    tasks, labels   lists; a slot's task is -1 until it is written
+    logits          (n, n_logits) what a network gave out for each of them once; 0 until they are stored
+    """
+
+    def __init__(self, n_inputs, n_logits=0, device="cpu"):
+        self.n_logits = n_logits
         self.x = torch.empty(0, n_inputs, device=device)
         self.y = torch.empty(0, dtype=torch.long, device=device)
-        self.tasks = []
+        self.logits = torch.empty(0, n_logits, device=device)
+        self.tasks, self.labels = [], []
 
     def _reserve(self, n):
         have = len(self.tasks)
         if n > have:
             room = max(n, 2 * have, 64)
-            for name in ("x", "y"):
+            for name in ("x", "y", "logits"):
                 old = getattr(self, name)
                 new = torch.zeros(room, *old.shape[1:], dtype=old.dtype, device=old.device)
                 new[:have] = old
                 setattr(self, name, new)
             self.tasks += [-1] * (room - have)
+            self.labels += [-1] * (room - have)
 
     def put(self, first_slot, x, t, y):
         """Writes a minibatch of task t, x (B, D) and y (B,), to slots first_slot..; returns the slots."""
@@ -181,6 +272,9 @@ class Examples:
         self.x[first_slot:end] = x
         self.y[first_slot:end] = y
         self.tasks[first_slot:end] = [t] * len(y)
+        self.labels[first_slot:end] = y.tolist()
+        if self.n_logits:
+            self.logits[first_slot:end] = 0
         return list(range(first_slot, end))
 
     def copy(self, source, target):
@@ -188,7 +282,9 @@ class Examples:
         self._reserve(target + 1)
         self.x[target] = self.x[source]
         self.y[target] = self.y[source]
-        self.tasks[target] = self.tasks[source]
+        self.tasks[target], self.labels[target] = self.tasks[source], self.labels[source]
+        if self.n_logits:
+            self.logits[target] = self.logits[source]
 
     def get(self, batch):
         """Inputs (B, D), labels (B,) and the list of tasks of a batch."""
@@ -196,6 +292,10 @@ class Examples:
             (slot,) = batch
             return self.x[slot : slot + 1], self.y[slot : slot + 1], self.tasks[slot : slot + 1]
         return self.x[batch], self.y[batch], [self.tasks[slot] for slot in batch]
+
+    def store_logits(self, batch, logits):
+        """The logits of a batch become these, (B, n_logits) float32."""
+        self.logits[batch] = torch.as_tensor(logits, device=self.logits.device)
 
     def by_task(self, batch):
         """The batch grouped by task, groups and their members in order of first appearance."""
@@ -206,13 +306,16 @@ class Examples:
 
     def state(self):
         slots = [slot for slot, t in enumerate(self.tasks) if t >= 0]
-        return {
+        state = {
             "slots": slots,
             "x": self.x[slots].cpu(),
             "t": torch.tensor([self.tasks[s] for s in slots]),
             "y": self.y[slots].cpu(),
         }
+        return state | ({"logits": self.logits[slots].cpu()} if self.n_logits else {})
 
     def load_state(self, state):
         for slot, x, t, y in zip(state["slots"], state["x"], state["t"].tolist(), state["y"], strict=True):
             self.put(slot, x[None], t, y[None])
+        if self.n_logits and state["slots"]:
+            self.store_logits(state["slots"], state["logits"])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model import networks
 from model.engine import _compiled, base
+from model.losses import SquaredError
 
 
 class NativeEngine(base.Engine):
@@ -29,13 +30,13 @@ class NativeEngine(base.Engine):
         self.pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="gradients") if threads > 1 else None
         self._images, self._lock = {}, threading.Lock()
 
-    def examples(self, n_inputs):
-        return NativeExamples(n_inputs)
+    def examples(self, n_inputs, n_logits=0):
+        return NativeExamples(n_inputs, n_logits)
 
     def network(self, module, examples, lr, class_ranges=None):
-        if class_ranges is not None or not isinstance(module, networks.MLP | networks.TaskInputMLP):
+        if not isinstance(module, networks.MLP | networks.TaskInputMLP):
             raise TypeError("the native engine runs plain MLPs only")
-        return NativeNetwork(self, module, examples, lr)
+        return NativeNetwork(self, module, examples, lr, class_ranges)
 
     def add_loss(self, loss):
         self._loss += loss
@@ -59,52 +60,61 @@ class NativeEngine(base.Engine):
 class NativeExamples:
     """`base.Examples` in the kernels' sparse form: the non-zero inputs of each slot."""
 
-    def __init__(self, n_inputs):
-        self.n_inputs, self.tasks = n_inputs, []
-        self.compiled = _compiled.Examples(1, n_inputs)
+    def __init__(self, n_inputs, n_logits=0):
+        self.n_inputs, self.n_logits, self.tasks, self.labels = n_inputs, n_logits, [], []
+        self.compiled = _compiled.Examples(1, n_inputs, n_logits)
 
     def _reserve(self, n):
         if n > len(self.tasks):
             room = max(n, 2 * len(self.tasks), 64)
             self.compiled.grow(room)
             self.tasks += [-1] * (room - len(self.tasks))
+            self.labels += [-1] * (room - len(self.labels))
 
     def put(self, first_slot, x, t, y):
         """Writes a minibatch of task t, x (B, D) and y (B,), to slots first_slot..; returns the slots."""
         end = first_slot + len(y)
         self._reserve(end)
-        self.compiled.put_many(first_slot, np.ascontiguousarray(x, dtype=np.float32), t, y.tolist())
-        self.tasks[first_slot:end] = [t] * len(y)
+        labels = y.tolist()
+        self.compiled.put_many(first_slot, np.ascontiguousarray(x, dtype=np.float32), t, labels)
+        self.tasks[first_slot:end], self.labels[first_slot:end] = [t] * len(y), labels
         return list(range(first_slot, end))
 
     def copy(self, source, target):
         """Slot target becomes what slot source is."""
         self._reserve(target + 1)
         self.compiled.copy(source, target)
-        self.tasks[target] = self.tasks[source]
+        self.tasks[target], self.labels[target] = self.tasks[source], self.labels[source]
+
+    def store_logits(self, batch, logits):
+        """The logits of a batch become these, (B, n_logits) float32."""
+        self.compiled.store_logits(batch, np.ascontiguousarray(logits, dtype=np.float32))
 
     by_task = base.Examples.by_task
+    load_state = base.Examples.load_state
 
     def state(self):
         slots = [slot for slot, t in enumerate(self.tasks) if t >= 0]
         x, t, y = (torch.from_numpy(values) for values in self.compiled.get(slots))
-        return {"slots": slots, "x": x, "t": t, "y": y}
-
-    def load_state(self, state):
-        for slot, x, t, y in zip(state["slots"], state["x"], state["t"].tolist(), state["y"], strict=True):
-            self.put(slot, x[None], t, y[None])
+        state = {"slots": slots, "x": x, "t": t, "y": y}
+        return state | ({"logits": torch.from_numpy(self.compiled.get_logits(slots))} if self.n_logits else {})
 
 
 class NativeNetwork(base.Network):
-    """The kernels' MLP, with the weights, and the names of the weights, of a torch module."""
+    """The kernels' MLP, with the weights, and the names of the weights, of a torch module.
 
-    def __init__(self, engine, module, examples, lr):
-        self.engine, self.examples = engine, examples
+    class_ranges   as in ReferenceNetwork
+    """
+
+    def __init__(self, engine, module, examples, lr, class_ranges=None):
+        self.engine, self.examples, self.class_ranges = engine, examples, class_ranges
+        self._placed = networks.place_of(module)  # None, or (first class, number of classes) of what it answers for
+        own = {"class_ranges": class_ranges} if self._placed is None else {"first_class": self._placed[0]}
         self._log_probabilities = module.log_probabilities
         self._names = list(module.state_dict())
         heads, layers = module.heads_and_layers()
         self._n_heads = len(heads)
-        self.mlp = _compiled.MLP(*self._arrays(module.state_dict()), lr)
+        self.mlp = _compiled.MLP(*self._arrays(module.state_dict()), lr, **own)
 
     def _arrays(self, state):
         """(heads, layers), lists of (weight, bias), from the named weights: PyTorch's order is heads first."""
@@ -125,6 +135,33 @@ class NativeNetwork(base.Network):
         self.mlp.sgd_each(self.examples.compiled, batch, weights)
         self.engine.add_loss(self.mlp.loss)
 
+    def sgd_sum(self, terms):
+        wanted = [
+            (term.batch, term.weight, True, None, False)
+            if isinstance(term, SquaredError)
+            else (term.batch, term.weight, False, term.classes, term.keeps_logits)
+            for term in terms
+            if term.batch
+        ]
+        self.mlp.sgd_sum(self.examples.compiled, wanted)
+        self.engine.add_loss(self.mlp.loss)
+
+    def losses(self, batch):
+        return self.mlp.losses(self.examples.compiled, batch)
+
+    def outputs(self, batch):
+        outputs = self.mlp.outputs(self.examples.compiled, batch)
+        return self._answers(outputs, [self.examples.tasks[slot] for slot in batch]).numpy()
+
+    def _answers(self, outputs, tasks):
+        """What the module gives out where the kernels give these outputs, for one task each; MASKED where not its."""
+        outputs = torch.from_numpy(outputs)
+        if self._log_probabilities:
+            outputs = F.log_softmax(outputs, dim=1)
+        if self._placed is not None:
+            outputs = networks.padded(outputs, *self._placed)
+        return outputs if self.class_ranges is None else networks.masked(outputs, tasks, self.class_ranges)
+
     def begin_reptile(self):
         self.mlp.begin_reptile()
 
@@ -135,6 +172,13 @@ class NativeNetwork(base.Network):
         gradient = self.mlp.gradient(self.examples.compiled, batch)
         self.engine.add_loss(self.mlp.loss)
         return gradient
+
+    @property
+    def shared(self):
+        return self._n_heads == 1
+
+    def gradient_products(self, examples, batch):
+        return self.mlp.task_gradients(examples.compiled, [[slot] for slot in batch], factored=True).gram()
 
     def task_gradients(self, batches):
         engine = self.engine
@@ -151,9 +195,14 @@ class NativeNetwork(base.Network):
     def copy_from(self, other):
         self.mlp.copy_from(other.mlp)
 
+    def average(self, other, keep):
+        self.mlp.average(other.mlp, keep)
+
+    def rates(self, value):
+        return NativeRates(self, value)
+
     def predict(self, x, t):
-        outputs = torch.from_numpy(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t))
-        return F.log_softmax(outputs, dim=1) if self._log_probabilities else outputs
+        return self._answers(self.mlp.predict(np.ascontiguousarray(x, dtype=np.float32), t), [t] * len(x))
 
     def snapshot(self):
         """The network as it is now, to be evaluated by other threads."""
@@ -202,6 +251,37 @@ class NativeTaskGradients(base.TaskGradients):
 
     def combine(self, v, gradient):
         return self._compiled.combine(v, gradient)
+
+
+class NativeRates(base.Rates):
+    """The kernels' rates, in which nothing but the rows of a step's non-zero inputs is touched by it."""
+
+    def __init__(self, net, value):
+        self._net, self._compiled = net, net.mlp.rates(value)
+
+    def begin(self):
+        self._compiled.begin()
+
+    def step(self, batch):
+        self._compiled.step(self._net.examples.compiled, batch)
+
+    def look(self, batch, weight):
+        self._compiled.look(self._net.examples.compiled, batch, weight)
+        self._net.engine.add_loss(self._compiled.loss)
+
+    def learn(self, rate, most):
+        self._compiled.learn(rate, most)
+
+    def descend(self, most, rate=None):
+        self._compiled.descend(most, rate)
+
+    def state(self):
+        return {"rates": torch.from_numpy(self._compiled.values())}
+
+    def load_state(self, state):
+        rates = base.checked_rates(state, self._net.mlp.n_parameters)
+        self._compiled.set_values(rates.numpy())
+        self._compiled.begin()
 
 
 class Snapshot:

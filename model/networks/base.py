@@ -133,8 +133,24 @@ def as_images(n_inputs, image_shape, file):
 def place_outputs(module, start, n_outputs):
     """Makes a network of some classes answer for all n_outputs: its own from column `start` on, MASKED elsewhere."""
 
-    def pad(module, inputs, outputs):
-        return F.pad(outputs, (start, n_outputs - start - outputs.shape[1]), value=MASKED)
-
-    module.register_forward_hook(pad)
+    module.register_forward_hook(lambda module, inputs, outputs: padded(outputs, start, n_outputs))
+    module.place = start, n_outputs
     return module
+
+
+def place_of(module):
+    """None, or the (start, n_outputs) of `place_outputs`."""
+    return getattr(module, "place", None)
+
+
+def padded(outputs, start, n_outputs):
+    """Outputs (B, some) as columns of (B, n_outputs), from `start` on; MASKED elsewhere."""
+    return F.pad(outputs, (start, n_outputs - start - outputs.shape[1]), value=MASKED)
+
+
+def masked(outputs, tasks, class_ranges):
+    """Outputs (B, C) with those outside of each example's task MASKED. class_ranges: (start, stop) of each task."""
+    classes = torch.arange(outputs.shape[1], device=outputs.device)
+    ranges = torch.tensor([class_ranges[t] for t in tasks], device=outputs.device)
+    outside = (classes < ranges[:, :1]) | (classes >= ranges[:, 1:])
+    return outputs.masked_fill(outside, MASKED)

@@ -31,6 +31,22 @@ FLAGS = {
     "meralg6": {**REPLAY, "gamma": 0.6, "batches_per_example": 1},
     "meralg7": {**REPLAY, "gamma": 0.6, "s": 3.0},
     "mer_minibatch": {**REPLAY, "gamma": 0.6, "reptile_every": 3},
+    "agem": {**REPLAY, "task_memories": 4, "past_only": True},
+    "der": {**REPLAY, "alpha": 0.7},
+    "derpp": {**REPLAY, "alpha": 0.7, "beta": 0.4},
+    "er_ace": {**REPLAY, "task_free": False},
+    "mir": {**REPLAY, "subsample": 5, "disc_iters": 1, "compare_to_old_logits": "no"},
+    "lamaml": {
+        **REPLAY,
+        **{"glances": 2, "alpha_init": 0.2, "learn_lr": True, "opt_lr": 0.3, "sync_update": False, "opt_wt": 0.1},
+        **{"grad_clip_norm": 2.0, "use_old_task_memory": False},
+    },
+    "clser": {
+        **{**REPLAY, "reg_weight": 0.5, "plastic_model_update_freq": 0.8, "plastic_model_alpha": 0.9},
+        **{"stable_model_update_freq": 0.6, "stable_model_alpha": 0.95},
+    },
+    "gss": {**REPLAY, "n_iter": 2, "candidates": 2, "n_compared": 2, "change_th": 0.9},
+    "joint": NET,
 }
 # `batch_size` and `order` (of the tasks) are the stream's; `same`: all examples alike but for their labels
 ALL = [{}, {"batch_size": 4}, {"n_layers": 0}, {"n_layers": 1}, {"n_layers": 3}, {"order": (2, 0, 1), "batch_size": 3}]
@@ -55,6 +71,45 @@ SOME = {
     **dict.fromkeys(("eralg4", "eralg5", "meralg7"), SOME_REPLAY),
     "meralg1": [*SOME_REPLAY, {"batches_per_example": 3}, {"beta": 1.0, "gamma": 1.0}, {"gamma": 0.0}],
     "meralg6": [*SOME_REPLAY, {"batches_per_example": 3, "batch_size": 4}],
+    "agem": [
+        *SOME_REPLAY,
+        {"past_only": False},
+        {"past_only": False, "batch_size": 4, "memories": 3},
+        {"task_memories": 50, "batch_size": 4},
+        {"task_memories": 3, "memories": 4, "order": (2, 0, 1)},
+    ],
+    **dict.fromkeys(("der", "derpp"), [*SOME_REPLAY, {"alpha": 0.0}, {"memories": 3, "batch_size": 4}]),
+    "er_ace": [*SOME_REPLAY, {"task_free": True}, {"task_free": True, "batch_size": 2}, {"batch_size": 2}],
+    "mir": [
+        *SOME_REPLAY,
+        {"subsample": 1},
+        {"subsample": 50, "batch_size": 4},
+        {"disc_iters": 3, "memories": 4},
+        {"compare_to_old_logits": "yes", "memories": 4, "disc_iters": 2},
+        {"compare_to_old_logits": "by_place", "batch_size": 4},
+    ],
+    "lamaml": [
+        *SOME_REPLAY,
+        {"learn_lr": False, "sync_update": True, "batch_size": 4},
+        {"sync_update": True, "batch_size": 4},
+        {"use_old_task_memory": True, "batch_size": 4},
+        {"use_old_task_memory": True, "memories": 3, "glances": 1, "order": (2, 0, 1)},
+        {"opt_lr": 8.0, "alpha_init": 0.02, "grad_clip_norm": 0.4, "batch_size": 4},  # rates that become negative
+        {"alpha_init": -0.1, "sync_update": True},
+    ],
+    "clser": [
+        *SOME_REPLAY,
+        {"plastic_model_update_freq": 1.0, "stable_model_update_freq": 1.0},  # ties
+        {"stable_model_update_freq": 0.0, "reg_weight": 0.0},
+        {"memories": 3, "batch_size": 4},
+    ],
+    "gss": [
+        *SOME_REPLAY,
+        {"change_th": 2.0, "memories": 4},
+        {"change_th": 2.0, "memories": 5, "candidates": 3, "batch_size": 4},
+        {"change_th": 2.0, "memories": 1, "candidates": 3, "n_iter": 1, "n_compared": 1},
+        {"change_th": -1.0, "candidates": 50},
+    ],
     "mer_minibatch": [*SOME_REPLAY, {"reptile_every": 1}, {"reptile_every": 4, "batch_size": 4}, {"gamma": 0.0}],
 }
 CASES = [(name, change) for name in FLAGS for change in ALL + SOME.get(name, [])]
@@ -310,6 +365,7 @@ def test_notes_can_be_written_down(make):
 def test_weights_have_the_original_names(name, kind, make_learner):
     layers = {
         "independent": [f"nets.{t}.net.{i}" for t in range(T) for i in (0, 2, 4)],
+        "clser": [f"{net}.net.{i}" for net in ("net", "plastic", "stable") for i in (0, 2, 4)],
         "taskinput": ["i_layer.0", "i_layer.1", "i_layer.2", "h_layer.0.0", "o_layer.0"],
     }.get(name, ["net.net.0", "net.net.2", "net.net.4"])
     learner = make_learner(name, {"n_memories": 1, "engine": kind})

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from model.engine import _draws
-from model.memory import Reservoir, ShuffleDraws, TaskRings, UniformDraws
+from model.memory import (
+    ALJUNDI,
+    RIEMER,
+    VITTER,
+    PastTasks,
+    Reservoir,
+    ScoredMemory,
+    ShuffleDraws,
+    TaskRings,
+    TaskStartReservoir,
+    UniformDraws,
+)
 
 SHUFFLES = [ShuffleDraws, _draws.ShuffleDraws]
 KINDS = {
@@ -160,6 +171,237 @@ def test_reservoir_state():
     other = Reservoir(Slots(), 1, 3, UniformDraws(0))
     other.load_state(one.state())
     assert (other.size, other.n_seen) == (3, 7)
+
+
+CHANCE = {"riemer": (RIEMER, 5 / 10), "vitter": (VITTER, 5 / 9), "aljundi": (ALJUNDI, 5 / 7)}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_conventions_of_accepting(name):
+    """The ninth example, in a minibatch with the eighth, for a memory of five: M / (N + 1), M / N, M / N0."""
+    convention, chance = CHANCE[name]
+    draws, trials, there, held = UniformDraws(1), 4000, 0, 0
+    for _ in range(trials):
+        reservoir = Reservoir(Slots(), 10, 5, draws, convention)
+        for first, batch in [(0, [0, 1, 2]), (3, [0, 1, 2, 3]), (7, [0, 1])]:
+            reservoir.examples.at |= {slot: first + slot for slot in batch}
+            slots = reservoir.remember_all(batch)
+        there += slots[-1] is not None
+        held += 8 in [reservoir.examples.at[slot] for slot in range(10, 15)]
+    assert there == held  # what it says is where it is
+    assert abs(there / trials - chance) < 4 * np.sqrt(chance * (1 - chance) / trials) < 0.04
+
+
+@pytest.mark.parametrize("convention", (RIEMER, VITTER))
+def test_conventions_of_drawing(convention):
+    reservoir = Reservoir(Slots(), 10, 4, UniformDraws(0), convention)
+    pass_through(reservoir, 4)
+    drawn = [reservoir.draw(3) for _ in range(200)]
+    assert {len(slots) for slots in drawn} == {3} and len(reservoir.draw(9)) == 4
+    repeats = sum(len(set(slots)) < 3 for slots in drawn)
+    assert (60 < repeats < 190) if convention.replacement else repeats == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_uniform_over_all_orders(kind):
+    draws = KINDS[kind](3)
+    drawn = np.array([draws.sample(4, 2) for _ in range(6000)]) @ [4, 1]
+    counts = np.unique(drawn, return_counts=True)[1]
+    assert len(counts) == 12 and chi_square(counts) < limit(12)
+    assert [len(draws.sample(n, k)) for n, k in [(0, 5), (5, 0), (3, 9), (9, 3)]] == [0, 0, 3, 3]
+    assert sorted(draws.sample(6, 9)) == list(range(6))
+
+
+class Tasks(Slots):
+    """Slots whose example's task is what lies in them, over a thousand."""
+
+    @property
+    def tasks(self):
+        return {slot: example // 1000 for slot, example in self.at.items()}
+
+
+@pytest.mark.parametrize("asked", [0.1, 0.9])
+def test_a_reservoir_knows_what_is_of_other_tasks(asked):
+    chance = random.Random(4)
+    reservoir = Reservoir(Tasks(), 10, 8, UniformDraws(2), VITTER)
+    for i in range(400):
+        t = chance.choice((i // 100, chance.randrange(4)))
+        reservoir.examples.at[0] = 1000 * t + i
+        reservoir.remember(0)
+        if chance.random() < asked:
+            task, at = chance.choice((t, i // 100)), reservoir.examples.at
+            wanted = [slot for slot in range(10, 10 + reservoir.size) if at[slot] // 1000 != task]
+            assert reservoir.of_other_tasks(task) == wanted
+
+
+# memories of past tasks alone
+
+
+def show(memory, t, n, batch_size=3):
+    """Shows it examples 1000 t .. 1000 t + n - 1, as minibatches of task t."""
+    for begin in range(0, n, batch_size):
+        memory.begin(t)
+        batch = range(min(batch_size, n - begin))
+        memory.examples.at |= {slot: 1000 * t + begin + slot for slot in batch}
+        memory.remember_all(batch)
+
+
+def test_past_tasks_are_drawn_from_when_they_are_over():
+    memory = PastTasks(Slots(), 10, 8, 4, UniformDraws(0), VITTER)
+    show(memory, 3, 10)
+    assert memory.draw(5) == [] and memory.size == 4
+    for t, n in [(1, 2), (7, 30), (2, 3), (5, 9)]:
+        show(memory, t, n)
+        held = [memory.examples.at[slot] for slot in memory.draw(100)]
+        assert len(set(held)) == len(held) == len(memory.past) <= 8
+        assert t not in {example // 1000 for example in held} and min(held) >= 1000
+    slots = sorted(memory.past + memory.sample + memory.free)
+    assert slots == list(range(10, 10 + memory.size)) and memory.size <= 12
+
+
+def test_past_tasks_hold_a_uniform_sample():
+    """Four of the ten examples of a task, then five of the eight that two tasks hand over."""
+    draws, counts, trials = UniformDraws(5), np.zeros((2, 10)), 3000
+    for _ in range(trials):
+        memory = PastTasks(Slots(), 10, 5, 4, draws, VITTER)
+        for t in (0, 1, 2):
+            show(memory, t, 10 if t < 2 else 1)
+        for slot in memory.past:
+            counts[memory.examples.at[slot] // 1000, memory.examples.at[slot] % 1000] += 1
+    assert counts.sum() == 5 * trials
+    assert abs(counts[0].sum() / counts.sum() - 0.5) < 0.02
+    for row in counts:
+        assert chi_square(row) < limit(10)
+
+
+def test_past_tasks_state():
+    one, other = (PastTasks(Slots(), 10, 5, 4, UniformDraws(seed), VITTER) for seed in (0, 1))
+    for t, n in [(0, 7), (1, 2), (2, 9)]:
+        show(one, t, n)
+    other.load_state(one.state())
+    other.examples.at, other.draws = dict(one.examples.at), UniformDraws(8)
+    one.draws = UniformDraws(8)
+    for memory in (one, other):
+        show(memory, 3, 8)
+    assert one.state() == other.state() and one.examples.at == other.examples.at
+    state = one.state()
+    for change in (
+        {"past": [*state["past"][:-1], 99]},
+        {"sample": state["past"]},
+        {"free": [*state["free"], 10]},
+        {"n_past": 1},
+        {"n_of_task": -1},
+        {"task": "0"},
+        {"past": [str(slot) for slot in state["past"]]},
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            other.load_state(state | change)
+    assert other.state() == state
+
+
+# the reservoir as it was when a task began
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 5, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_task_start_reservoir_holds_what_a_reservoir_does_and_draws_what_it_held(capacity, kind):
+    """Against copies of all that is held, over tasks of many lengths, with a state taken on the way."""
+    plain, memory = Reservoir(Slots(), 1, capacity, KINDS[kind](3)), None
+    for stop in (0, 6, 13, 30):
+        plain = Reservoir(Slots(), 1, capacity, KINDS[kind](3))
+        memory = TaskStartReservoir(Slots(), 1, capacity, KINDS[kind](3))
+        old = None
+        for example in range(40):
+            t = [0, 1, 0, 2, 3][min(example // 5, 4)]
+            if example == stop:
+                other = TaskStartReservoir(memory.examples, 1, capacity, memory.draws)
+                other.load_state(memory.state())
+                memory = other
+            if example and example % 5 == 0 and example <= 20:
+                old = [plain.examples.at[slot] for slot in range(1, 1 + plain.size)]
+            memory.begin(t)
+            known = [plain.examples.at[slot] for slot in range(1, 1 + plain.size)] if old is None else old
+            drawn = [memory.examples.at[slot] for slot in memory.draw(3)]
+            assert drawn == [known[i] for i in plain.draws.draw(len(known), 3)]
+            for reservoir in (plain, memory):
+                reservoir.examples.at[0] = example
+                reservoir.remember(0)
+            assert [memory.examples.at[slot] for slot in memory.held] == [
+                plain.examples.at[slot] for slot in range(1, 1 + plain.size)
+            ]
+            assert {*memory.examples.at} == set(range(1 + memory.size))  # one after another, as a state keeps them
+            assert memory.size <= 2 * capacity and memory.n_seen == plain.n_seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"held": [1, 1]}, {"held": [5, 6]}, {"free": [1]}, {"n_seen": 1}, {"old": [1, 2, 3]}, {"task": "0"}, {"old": [9]}],
+    ids=str,
+)
+def test_a_task_start_reservoir_refuses_what_is_no_state(change):
+    memory = TaskStartReservoir(Slots(), 1, 2, UniformDraws(0))
+    with pytest.raises(ValueError):
+        memory.load_state({"task": 0, "n_seen": 2, "held": [1, 2], "old": None, "free": []} | change)
+    memory.load_state({"task": 1, "n_seen": 3, "held": [3, 2], "old": [1, 2], "free": []})
+    assert memory.size == 3
+
+
+# a memory with scores
+
+
+def test_a_scored_memory_fills_up_and_then_lets_low_scores_win():
+    examples = Slots()
+    memory = ScoredMemory(examples, 1, 3, 2, UniformDraws(1))
+    assert memory.batches(2) == []
+    for example in range(3):
+        examples.at[0] = example
+        waiting = memory.wait(0)
+        assert waiting == ([1, 2] if example == 1 else [])
+        if waiting:
+            memory.add(waiting, [0.5, -1.0])
+    memory.add([1, 2], [1.0, 0.0])  # room for one
+    assert not memory.has_room() and memory.scores.tolist() == [0.5, -1.0, 1.0]
+    assert [examples.at[slot] for slot in (3, 4, 5)] == [0, 1, 2] and memory.n_waiting == 1
+    found = memory.batches(2)
+    assert [len(batch) for batch in found] == [2, 1] and sorted(sum(found, [])) == [3, 4, 5]
+    examples.at |= {1: "a", 2: "b"}
+    memory.compete([1, 2], [-1.0, -1.0])  # sure wins; the least score has no rival
+    assert examples.at[4] == 1 and {examples.at[3], examples.at[5]} == {"a", "b"}
+    assert memory.scores.tolist() == [-1.0] * 3
+
+
+def test_a_scored_memory_replaces_with_the_chance_that_the_scores_give():
+    wins, n = 0, 4000
+    memory = ScoredMemory(Slots(), 1, 2, 1, UniformDraws(2))
+    for _ in range(n):
+        memory.size, memory.scores = 2, np.array([0.8, -0.5])
+        memory.examples.at = {1: "new", 2: "old", 3: "old"}
+        memory.compete([1], [0.2])
+        wins += memory.examples.at[2] == "new"
+        assert memory.examples.at[3] == "old"
+    p = 0.9 / (0.9 + 0.6)
+    assert abs(wins / n - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
+def test_a_scored_memory_goes_on_from_its_state_and_refuses_what_is_none():
+    memory, other = (ScoredMemory(Slots(), 1, 3, 4, UniformDraws(1)) for _ in "ab")
+    memory.examples.at = dict.fromkeys(range(9), 0)
+    memory.add([1, 2], [0.1, 0.2])
+    memory.wait(0)
+    state = memory.state()
+    other.load_state(state)
+    assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
+    scores = state["scores"]
+    for change in (
+        {"size": 4, "scores": scores[[0, 0, 0, 0]]},
+        {"size": 1},
+        {"n_waiting": 4},
+        {"scores": 9 * scores},
+        {"scores": scores * float("nan")},
+    ):
+        with pytest.raises(ValueError):
+            other.load_state(state | change)
+    assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
 
 
 # the rings

@@ -1,10 +1,12 @@
 """The accuracies of an evaluation against counting by hand; on other threads, in pieces, with maps of pixels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from model import engine
+from model import engine, foreign
 from run import evaluation
 from run.evaluation import Evaluator
 from tasks.taskset import Split, Task
@@ -93,7 +95,7 @@ def test_learning_goes_on_and_the_numbers_are_of_then(kind, threads, make):
 class Foreign(torch.nn.Module):
     """Says in which mode it was asked, and how much at once."""
 
-    def __init__(self):
+    def __init__(self, *_):
         super().__init__()
         self.weight, self.calls = torch.nn.Parameter(torch.randn(D, C)), []
 
@@ -105,8 +107,8 @@ class Foreign(torch.nn.Module):
 def test_a_foreign_learner_in_pieces(monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 16 * D)
     tasks = tasks_of([50])
-    learner = Foreign()
-    learner.train()
+    learner = foreign.build(Foreign, D, C, 1, SimpleNamespace(minibatch_slots=1, cuda=False))
+    learner.module.train()
     found = Evaluator(dict(enumerate(tasks)), 2).evaluate(learner)
-    assert learner.calls == [(False, False, n) for n in (16, 16, 16, 1, 8)]
-    assert learner.training and found.accuracies() == literal_accuracies(learner, tasks)
+    assert learner.module.calls == [(False, False, n) for n in (16, 16, 16, 1, 8)]
+    assert learner.module.training and found.accuracies() == literal_accuracies(learner, tasks)

@@ -82,7 +82,7 @@ class Disk:
 
 class DiskFile:
     def __init__(self, disk, path, file):
-        self.disk, self.path, self.file = disk, path, file
+        self.disk, self.path, self.file, self.name = disk, path, file, file.name
 
     def __enter__(self):
         return self

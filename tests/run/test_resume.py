@@ -32,7 +32,7 @@ from runs import (  # noqa: F401
 import main
 import model
 from model.engine import native
-from run import checkpoints, provenance, saving
+from run import checkpoints, provenance, saving, settings
 
 ROOT = Path(main.__file__).parent
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
@@ -192,7 +192,7 @@ def test_how_many_checkpoints(every, wanted, go, tmp_path, monkeypatch):
 
 
 def test_default_is_a_minute():
-    assert main.settings.parse([]).checkpoint_every == (60, "seconds")
+    assert settings.parse([]).checkpoint_every == (60, "seconds")
 
 
 def test_time_adds_up(go, tmp_path):
@@ -261,15 +261,6 @@ def test_a_signal_while_results_are_saved_loses_nothing(by, go, tmp_path, monkey
 
     monkeypatch.setattr(saving, "save", interrupted)
     undisturbed(go, place(tmp_path / "run"), words_of("online", NATIVE))
-
-
-def test_a_learner_without_a_state_says_that_there_is_nothing_to_go_on_from(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "Learner", type(None))  # none is ours
-    folder = place(tmp_path / "run")
-    with after(3, a_signal(signal.SIGTERM)):
-        found = go(folder, *words_of("online", NATIVE, "--checkpoint_every", 1))
-    assert found.code == 143 and found.err.endswith("\nstopped by SIGTERM\n")
-    assert not list(folder.glob("results/*"))
 
 
 # what is refused, and what may change

@@ -45,14 +45,15 @@ def literally(words, first, second):
 
     first, second   (tasks, seed) of the streams; at the second one everything is seeded anew, as for a run of its own
     """
-    flags = SimpleNamespace(**settings.parse(words).as_dict())
+    parsed = settings.parse(words)
+    flags = SimpleNamespace(**parsed.as_dict())
     sizes = first[0].n_inputs, first[0].n_outputs, len(first[0].tasks) + len(second[0].tasks)
 
     def streamed():
         start = 0
         for tasks, seed in (first, second):
             seed_everything(seed)
-            stream = Stream([len(task.train) for task in tasks.tasks])
+            stream = Stream([len(task.train) for task in tasks.tasks], mixed=parsed.learner.mixes_tasks)
             if start == 0:
                 yield None  # the loop draws its first weights here
             for batch in stream.minibatches():

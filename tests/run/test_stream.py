@@ -69,9 +69,33 @@ def test_stream_is_the_literal_one(sizes):
         assert as_lists(stream.minibatches()) == wanted, "a stream can be gone through again"
 
 
-def test_minibatches_know_their_place_and_can_begin_anywhere():
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (7,), (3, 12, 1, 5)])
+def test_a_mixed_stream_is_the_literal_one_in_random_order(sizes):
+    """Each task is current for an equal part of it, up to one minibatch; its evaluations are as many as it says."""
+    for seed, settings in enumerate(SETTINGS):
+        seed_everything(seed)
+        wanted = literal_stream(sizes, *settings)
+        random.shuffle(wanted)
+        ends = torch.rand(1).item(), np.random.rand(), random.random()
+        seed_everything(seed)
+        stream = Stream(sizes, *settings, mixed=True)
+        batches = list(stream.minibatches())
+        assert as_lists(batches) == wanted, settings
+        assert (torch.rand(1).item(), np.random.rand(), random.random()) == ends, settings
+        assert (stream.n_minibatches, stream.n_examples) == (len(wanted), sum(len(indices) for _, indices in wanted))
+        parts = [(t, len(list(part))) for t, part in itertools.groupby(batch.current for batch in batches)]
+        assert [t for t, _ in parts] == stream.order, settings
+        assert max(n for _, n in parts) - min(n for _, n in parts) <= 1
+        for log_every in (1, 3, 5, 1000):
+            due = [i for i in range(len(batches)) if i % log_every == 0]
+            due += [i for i in range(1, len(batches)) if batches[i].current != batches[i - 1].current]
+            assert stream.n_evaluations(log_every) == len(set(due)) + 1, settings
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_minibatches_know_their_place_and_can_begin_anywhere(mixed):
     seed_everything(2)
-    stream = Stream((5, 9, 4), -1, 2, 4, True)
+    stream = Stream((5, 9, 4), -1, 2, 4, True, mixed)
     everything = list(stream.minibatches())
     assert [batch.number for batch in everything] == list(range(len(everything)))
     assert [batch.first for batch in everything] == list(

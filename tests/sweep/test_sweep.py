@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from report import pack
 from run import provenance
 from sweep import __main__ as command_line
 from sweep import commands, conduct, job, tuning, work
@@ -173,6 +174,17 @@ def test_a_finished_run_is_known_whatever_its_file_is_called(write, run_sweep, r
     assert "1 done" not in run_sweep(3, "--commands", path)[1]
 
 
+def test_a_run_in_a_pack_is_finished(write, run_sweep, run_main, tmp_path):
+    path = write("--model online", "--model online --lr 0.5")
+    words = path.read_text().splitlines()[0].split()[2:]
+    run_main(*words, "--seed", 3, "--threads", 1, save_path=tmp_path / "elsewhere")
+    (tmp_path / "sweep").mkdir()
+    pack.pack([tmp_path / "elsewhere"], tmp_path / "sweep" / "all.jsonl.gz")
+    (tmp_path / "sweep" / "half.jsonl.gz").write_bytes((tmp_path / "sweep" / "all.jsonl.gz").read_bytes()[:-9])
+    code, out, err = run_sweep(3, "--commands", path)
+    assert code == 0 and "1 done, 1 skipped (finished before), 0 failed" in out, err
+
+
 def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_main, tmp_path):
     path = write("--model online")
     (command,) = commands.read(path.read_text().splitlines(), path)
@@ -182,6 +194,19 @@ def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_
     code, out, err = run_sweep(3, "--commands", path)
     assert code == 0 and "0 done, 1 skipped" in out, err
     assert (tmp_path / "sweep" / left.name).exists() and not private.exists()
+
+
+@pytest.mark.parametrize("fault", ["vanished", "full"])
+def test_a_run_is_what_it_is_whatever_becomes_of_its_log(fault, write, run_sweep, monkeypatch):
+    def tidy(log, tidy=work._tidy):
+        if fault == "vanished":
+            log.unlink()
+            tidy(log)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(work, "_tidy", tidy)
+    code, out, err = run_sweep("--commands", write("--model online"), 0)
+    assert code == 0 and "1 done, 0 skipped (finished before), 0 failed" in out, (out, err)
 
 
 # what a sweep says and refuses
@@ -257,14 +282,14 @@ def test_the_choice(of_seeds, choice, write):
         ("--model online", (), "which seeds? Give some"),
         ("--model online --seed 2", ("1",), "a command has a --seed of its own"),
         ("--model nothing", ("1",), "line 1: unknown model 'nothing'"),
-        ("--model online --lr x", ("1",), "line 1: main.py does not take"),
+        ("--model online --lr x", ("1",), "line 1: argument --lr: 'x' is not a number"),
         ("--model online --resume auto", ("1",), "--resume auto: the sweep decides that"),
         ("--model online", ("1", "--learner", "gem"), "--learner gem: no command has it; choose from online"),
         ("--model online", ("1", "--memories", "100"), "no command is left"),
         ("--model online", ("1", "--grid", "gamma=1"), "--grid gamma: online does not read --gamma"),
         ("--model online", ("1", "--grid", "lr"), "--grid lr: write --grid FLAG=VALUE"),
         ("--model online", ("1", "--grid", "seed=1,2"), "seed is nothing to tune"),
-        ("--model online", ("1", "--grid", "lr=1,-1"), "main.py does not take"),
+        ("--model online", ("1", "--grid", "lr=1,-1"), "argument --lr: -1.0 is too small"),
         ("--model online", ("101", "--grid", "lr=1"), "seed 101 serves for tuning (--tuning_seeds)"),
         ("--model online --data_file no.pt", ("1",), "no data file"),
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from report import tables
-from report.read import read_folder
+from report.read import read_results
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -122,7 +122,7 @@ def results_in(folder):
 
 def report_of(folder):
     """The lines of its report's table, but for the seconds."""
-    runs, skipped = read_folder(folder)
+    runs, skipped = read_results(folder)
     experiments, superseded = tables.experiments(runs)
     assert not skipped and not superseded
     lines = csv.DictReader(io.StringIO(tables.as_csv(experiments)))

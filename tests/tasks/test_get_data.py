@@ -457,7 +457,8 @@ def test_generating(tmp_path, capsys):
 def test_generating_all(tmp_path):
     assert get_data.main(["all", "--generate", "--data_path", str(tmp_path)]) == 0
     sizes = {name: len(read(tmp_path / name).tasks) for name in os.listdir(tmp_path)}
-    assert sizes == {"mnist_rotations.npz": 20, "mnist_permutations.npz": 20, "mnist_manypermutations.npz": 100}
+    few = {"mnist_rotations.npz": 20, "mnist_permutations.npz": 20, "mnist_split.npz": 5}
+    assert sizes == few | {"mnist_manypermutations.npz": 100}
 
 
 def test_generating_the_originals_format(tmp_path, monkeypatch, capsys):

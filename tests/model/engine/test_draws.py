@@ -1,11 +1,12 @@
 """The compiled shuffle draws against the Python twin and `random` itself, number for number and state for state."""
 
 import random
+from collections import Counter
 
 import pytest
 
 from model.engine import _draws
-from model.memory import ShuffleDraws
+from model.memory import ShuffleDraws, UniformDraws
 
 SIZES = [0, 1, 2, 3, 31, 32, 33, 255, 256, 257, 1000, 5120]
 WORDS = 624  # of a state; the position goes from 0 to that
@@ -76,6 +77,37 @@ def test_shuffles_are_permutations_and_random_s(n):
         order = draws.shuffle(n)
         assert order == literal_shuffle(n)
         assert sorted(order) == list(range(n))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_and_weighted_choices_are_the_twin_s(seed):
+    random.seed(seed)
+    chance = random.Random(100 + seed)
+    compiled, twin = _draws.ShuffleDraws(random.getstate()), ShuffleDraws(random.getstate())
+    for _ in range(400):
+        assert compiled.random() == twin.random() == random.random()  # two words: over every position
+        n, k = chance.choice([0, 1, 2, 7, 100]), chance.choice([0, 1, 3, 8])
+        weights = [chance.choice([0.0, chance.random(), 1e-9, 100.0]) for _ in range(n)]
+        chosen = twin.choose(weights, k)
+        assert compiled.choose(weights, k) == chosen
+        random.setstate(twin.getstate())
+        assert compiled.getstate() == twin.getstate()
+        assert len({*chosen}) == len(chosen) == min(k, sum(w > 0 for w in weights) or n)
+        assert all(weights[i] > 0 for i in chosen) or not any(weights)
+
+
+@pytest.mark.parametrize("draws", [ShuffleDraws, _draws.ShuffleDraws, UniformDraws])
+def test_choices_have_chances_in_proportion_to_their_weights(draws):
+    draws = draws(1 if draws is UniformDraws else random.Random(1).getstate())
+    weights, n = [0.1, 0.0, 0.5, 0.4], 20_000
+    counts = Counter(tuple(draws.choose(weights, 2)) for _ in range(n))
+    for (first, second), count in counts.items():
+        p = weights[first] * weights[second] / (1 - weights[first])
+        assert abs(count - n * p) < 5 * (n * p) ** 0.5
+    assert len(counts) == 6  # never one of weight 0
+    alike = Counter(i for _ in range(3000) for i in draws.choose([0.0] * 3, 1))
+    assert all(abs(alike[i] - 1000) < 150 for i in range(3))
+    assert 0 <= min(draws.random() for _ in range(100)) < 0.1 and max(draws.random() for _ in range(100)) < 1
 
 
 def test_the_golden_indices(golden_streams):

@@ -156,9 +156,11 @@ class Setting:
         self.t = rng.integers(self.n_heads, size=n_examples) if self.n_heads > 1 else np.full(n_examples, 9)
         self.y = rng.integers(self.C, size=n_examples)
         self.lr, self.kernels = lr, kernels
-        self.examples = kernels.Examples(n_examples, self.D)
+        self.examples = kernels.Examples(n_examples, self.D, self.C)
+        self.logits = rng.normal(0, 2, (n_examples, self.C)).astype(np.float32)
         for slot in range(n_examples):
             self.examples.put(slot, self.x[slot], self.t[slot], self.y[slot])
+        self.examples.store_logits(range(n_examples), self.logits)
         self.net, self.twin = kernels.MLP(*self.weights, lr), Twin(self.weights, lr)
 
     def batch(self, n):
@@ -314,6 +316,115 @@ def test_vectors(kernels):
         assert np.array_equal(s.flat(), start - np.float32(s.lr) * values)
 
 
+# sums of terms
+
+
+def terms_of(s, n):
+    """Terms (slots, weight, squared, classes, keeps_logits) of all kinds, about n examples each."""
+    kept = s.batch(n)
+    several = s.batch(max(1, n // 2))
+    present = np.unique([*s.y[several], *s.rng.integers(s.C, size=2)]).tolist()
+    return [
+        (kept, 0.7, False, None, True),
+        (several, 1.3, False, present, False),
+        (s.batch(n), 0.4, True, None, False),
+        (s.batch(1), 0.0, True, None, False),
+        (s.batch(2), 2.0, False, None, False),
+    ]
+
+
+def literal_term(s, slots, weight, squared, classes, keeps_logits):
+    x, t, y, _ = s.of(slots)
+    z = s.twin.outputs(x, t)
+    if squared:
+        return weight * ((z - torch.as_tensor(s.logits[slots].astype(np.float64))) ** 2).mean()
+    columns = list(range(s.C)) if classes is None else classes
+    return weight * F.cross_entropy(z[:, columns], torch.tensor([columns.index(label) for label in y]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sgd_sum_is_one_step_on_the_sum_of_the_terms(kernels, case):
+    for part in (slice(None), slice(0, 1), slice(1, 2), slice(2, 3), slice(2, 4), slice(3, None)):
+        s = Setting(kernels, case, lr=STEEP)
+        terms = terms_of(s, BATCHES[case])[part]
+        before = s.flat().astype(np.float64)
+        loss = sum(literal_term(s, *term) for term in terms)
+        wanted, kept = s.twin.gradient(loss), terms[0][0] if terms[0][4] else []
+        outputs = s.net.outputs(s.examples, kept)
+        s.net.sgd_sum(s.examples, terms)
+        assert distance((before - s.flat()) / STEEP, wanted) <= TOLERANCE
+        assert s.net.loss == pytest.approx(loss.item(), rel=TOLERANCE, abs=1e-9)
+        s.logits[kept] = outputs
+        assert np.array_equal(s.examples.get_logits(range(len(s.y))), s.logits)  # and no other is changed
+
+
+def test_sgd_sum_of_one_plain_term_is_sgd_batch(kernels):
+    for case in CASES:
+        s, other = Setting(kernels, case), Setting(kernels, case)
+        slots = s.batch(BATCHES[case])
+        s.net.sgd_sum(s.examples, [(slots, 1.0, False, None, False)])
+        other.net.sgd_batch(other.examples, slots, [1 / len(slots)] * len(slots))
+        assert same(s.net.weights(), other.net.weights()) and s.net.loss == other.net.loss
+        s.net.sgd_sum(s.examples, terms_of(s, 5))  # leaves nothing behind
+        s.net.set_weights(*other.net.weights())
+        s.net.sgd_each(s.examples, slots)
+        other.net.sgd_each(other.examples, slots)
+        assert same(s.net.weights(), other.net.weights())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_outputs_of_a_batch(kernels, case):
+    s = Setting(kernels, case)
+    for n in (BATCHES[case], 1):
+        slots = s.batch(n)
+        x, t, y, _ = s.of(slots)
+        wanted = s.twin.outputs(x, t)
+        outputs, losses = s.net.outputs(s.examples, slots), s.net.losses(s.examples, slots)
+        assert outputs.dtype == losses.dtype == np.float32
+        assert distance(outputs, wanted.detach()) <= TOLERANCE
+        assert distance(losses, F.cross_entropy(wanted, torch.as_tensor(y), reduction="none").detach()) <= TOLERANCE
+    assert same(s.net.weights(), s.weights)
+    assert s.net.losses(s.examples, []).shape == (0,) and s.net.outputs(s.examples, []).shape == (0, s.C)
+
+
+def test_terms_that_make_no_sense_are_refused_and_change_nothing(kernels):
+    s = Setting(kernels, 1)
+    wrong = 1 - s.y[0] if s.y[0] < 2 else 0
+    bare = kernels.Examples(2, s.D)
+    bare.put(0, s.x[0], s.t[0], s.y[0])
+    for examples, term in [
+        (s.examples, ([0], 1.0, False, [int(wrong)], False)),
+        (s.examples, ([0], 1.0, False, [], False)),
+        (s.examples, ([400], 1.0, True, None, False)),
+        (bare, ([0], 1.0, True, None, False)),
+        (bare, ([0], 1.0, False, None, True)),
+    ]:
+        with pytest.raises((ValueError, IndexError)):
+            s.net.sgd_sum(examples, [([0], 1.0, False, None, False), term])
+    for classes in ([s.C], [-1 - s.C]):
+        with pytest.raises(IndexError):
+            s.net.sgd_sum(s.examples, [([0], 1.0, False, classes, False)])
+    for logits in (np.zeros((2, s.C), np.float32), np.zeros((1, s.C + 1), np.float32)):
+        with pytest.raises(ValueError):
+            s.examples.store_logits([0], logits)
+    with pytest.raises(IndexError):
+        bare.get_logits([1])
+    assert same(s.net.weights(), s.weights)
+    assert np.array_equal(s.examples.get_logits(range(len(s.y))), s.logits)
+
+
+def test_logits_belong_to_their_example(kernels):
+    examples, logits = kernels.Examples(2, 4, 3), np.arange(6, dtype=np.float32).reshape(2, 3)
+    examples.put_many(0, np.ones((2, 4), np.float32), 0, [0, 1])
+    assert not examples.get_logits([0, 1]).any()
+    examples.store_logits([1, 0], logits)
+    examples.grow(500)
+    assert np.array_equal(examples.get_logits([1, 0, 1]), logits[[0, 1, 0]])
+    examples.copy(1, 400)
+    examples.put(1, np.ones(4, np.float32), 0, 0)  # another example, of which nothing is known
+    assert np.array_equal(examples.get_logits([400, 1]), [logits[0], [0, 0, 0]])
+
+
 # Reptile
 
 
@@ -393,6 +504,151 @@ def test_nested_frames_interpolate_what_only_the_inner_one_touched(kernels):
     s.net.end_reptile(0.5)
     s.net.end_reptile(0.3)
     assert distance(s.flat() - start, 0.15 * (inner - start)) <= 10 * TOLERANCE
+
+
+# rates
+
+
+class Path:
+    """A path of steps and looks in float64: the looks' losses as functions of theta_0 and of the rates, by autograd.
+
+    theta = theta_0 - [alpha]+ (the sum of the steps' gradients, constants)
+    """
+
+    def __init__(self, s, alpha):
+        self.s, self.theta0 = s, torch.tensor(s.twin.flat(), requires_grad=True)
+        self.alpha = torch.tensor(alpha.astype(np.float64), requires_grad=True)
+        self.walked, self.looked = torch.zeros(len(alpha), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+    def theta(self):
+        return self.theta0 - self.alpha.relu() * self.walked
+
+    def mean_loss(self, slots):
+        """At theta, as a function of theta0 and alpha."""
+        twin, at = Twin(self.s.weights, self.s.lr), 0
+        theta, parts = self.theta(), []
+        for p in twin.parameters:
+            parts.append(theta[at : at + p.numel()].view_as(p))
+            at += p.numel()
+        twin.parameters = parts
+        return twin.loss(*self.s.of(slots, np.full(len(slots), 1 / len(slots))))
+
+    def step(self, slots):
+        (gradient,) = torch.autograd.grad(self.mean_loss(slots), self.theta0)  # that of theta: theta0 is a part of it
+        self.walked = self.walked + gradient
+
+    def look(self, slots, weight):
+        loss = weight * self.mean_loss(slots)
+        self.looked = self.looked + loss
+        return loss.item()
+
+    def gradients(self):
+        found = torch.autograd.grad(self.looked, (self.theta0, self.alpha), allow_unused=True)
+        return [np.zeros(len(self.walked)) if g is None else g.numpy() for g in found]
+
+
+def shortened(gradient, most):
+    return gradient * min(1, most / (np.linalg.norm(gradient) + 1e-6))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rates_learn_from_a_path_what_autograd_finds(kernels, case):
+    s = Setting(kernels, case)
+    rates = s.net.rates(0.25)
+    assert np.array_equal(rates.values(), np.full(s.net.n_parameters, 0.25, np.float32))
+    alpha = s.rng.normal(0.1, 0.1, s.net.n_parameters).astype(np.float32)  # some of them negative
+    alpha[s.rng.random(len(alpha)) < 0.1] = 0
+    rates.set_values(alpha)
+    assert np.array_equal(rates.values(), alpha)
+    for again in range(2):  # of the path before nothing is left
+        s.twin.set(s.flat().astype(np.float64))
+        start, path, alpha = s.net.weights(), Path(s, rates.values()), rates.values()
+        s.net.begin_reptile()
+        rates.begin()
+        for n in (BATCHES[case], 1, 70)[again:]:
+            looked, stepped = s.batch(n), s.batch(1 if n % 2 else min(n, 9))
+            loss = path.look(looked, 0.3)
+            rates.look(s.examples, looked, 0.3)
+            assert rates.loss == pytest.approx(loss, rel=1e-4)
+            path.step(stepped)
+            rates.step(s.examples, stepped)
+            assert distance(s.flat(), path.theta().detach()) <= TOLERANCE
+        path.look(looked, 0.5)
+        rates.look(s.examples, looked, 0.5)
+        s.net.end_reptile(0)
+        assert same(s.net.weights(), start)
+
+        (u, v), found = path.gradients(), rates.gradients()
+        assert np.any(v) and distance(found[0], u) <= 5 * TOLERANCE and distance(found[1], v) <= 50 * TOLERANCE
+        assert not found[1][alpha <= 0].any()
+        for ours, again_found in zip(found, rates.gradients(), strict=True):
+            assert np.array_equal(ours, again_found)
+        most = 0.5 * np.linalg.norm(v) if case % 2 else 1e9
+        rates.learn(0.2, most)
+        assert distance(rates.values(), alpha - 0.2 * shortened(v, most)) <= TOLERANCE
+        assert np.array_equal(rates.values()[alpha <= 0], alpha[alpha <= 0])
+        most, rate = (0.7 * np.linalg.norm(u) if case % 3 else 1e9), [None, 0.1][again]
+        wanted = flat(start) - (np.maximum(rates.values(), 0) if rate is None else rate) * shortened(u, most)
+        rates.descend(most, rate)
+        assert distance(s.flat(), wanted) <= TOLERANCE
+
+
+def test_rates_within_a_reptile_block(kernels):
+    """Rows that a path or its end changes come back."""
+    s = Setting(kernels, 5)
+    rates, start = s.net.rates(0.3), s.net.weights()
+    s.net.begin_reptile()
+    rates.begin()
+    rates.step(s.examples, [1, 2])
+    rates.look(s.examples, s.batch(9), 1)
+    rates.learn(0.1, 1.0)
+    rates.descend(1.0)
+    assert not same(s.net.weights(), start)
+    s.net.end_reptile(0)
+    assert same(s.net.weights(), start)
+
+
+def test_rates_that_make_no_sense_are_refused(kernels):
+    s = Setting(kernels, 2)
+    rates = s.net.rates(0.1)
+    with pytest.raises(ValueError):
+        rates.set_values(np.zeros(s.net.n_parameters + 1, np.float32))
+    for call in (lambda slots: rates.step(s.examples, slots), lambda slots: rates.look(s.examples, slots, 1)):
+        with pytest.raises(ValueError):
+            call([])
+        with pytest.raises(IndexError):
+            call([400])
+    assert same(s.net.weights(), s.weights) and not any(part.any() for part in rates.gradients())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rates_that_are_not_finite_are_noticed(kernels, value):
+    s = Setting(kernels, 1)
+    rates = s.net.rates(0.1)
+    rates.set_values(np.full(s.net.n_parameters, value, np.float32))
+    rates.begin()
+    rates.step(s.examples, [0, 1, 2])
+    rates.look(s.examples, [0, 1, 2, 5], 1)
+    assert not np.isfinite(rates.loss) and not all_finite(s.net)
+
+
+# moving averages
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.999, 1])
+@pytest.mark.parametrize("case", range(4))
+def test_average_is_a_weighted_mean_of_two_nets(kernels, case, keep):
+    s = Setting(kernels, case)
+    other = kernels.MLP(*random_weights(s.rng, s.sizes, s.n_heads), 0.1)
+    theta, wanted = s.flat().astype(np.float64), flat(other.weights())
+    s.net.begin_reptile()
+    s.net.average(other, keep)
+    assert distance(s.flat(), keep * theta + (1 - keep) * wanted) <= TOLERANCE
+    assert np.array_equal(flat(other.weights()), wanted)
+    s.net.end_reptile(0)
+    assert same(s.net.weights(), s.weights)
+    with pytest.raises(ValueError):
+        s.net.average(kernels.MLP(*random_weights(s.rng, [s.D + 1, *s.sizes[1:]], s.n_heads), 0.1), keep)
 
 
 # anchors
