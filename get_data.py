@@ -2,7 +2,8 @@
 
 python get_data.py rotations               the authors' MNIST Rotations: fetched, verified, unpacked into data/ (4.4 GB)
 python get_data.py rotations --generate    the like from the shipped MNIST (30 kB), with options
-python get_data.py cifar100                CIFAR-100 as 20 tasks of 5 classes (160 MB)
+python get_data.py cifar100                CIFAR-100 as 20 tasks of 5 classes (160 MB); cifar10: 5 tasks of 2 (170 MB)
+python get_data.py omniglot                Omniglot, one alphabet a task: 50 tasks (16 MB)
 python get_data.py pack OUT.npz --train a.npz b.npz --test c.npz d.npz     your own, one pair of arrays (x, y) a task
 
 main.py needs none of it for MNIST: where there is no file, it builds the tasks in memory.
@@ -14,6 +15,7 @@ import pickle
 import shlex
 import sys
 import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ import tasks
 from disk.atomic import writing
 from disk.resources import check_room
 from errors import UserError
-from tasks import files, pack, sources
+from tasks import files, omniglot, pack, sources
 from tasks.archives import Failed, download, extract, verify_md5
 from tasks.files import load_tasks
 from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
@@ -31,7 +33,7 @@ from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
 __all__ = ["load_tasks", "fetch", "generate", "main"]
 
 BYTES_PER_TASK = 70_000 * (784 * 4 + 8)  # of MNIST in the original's format
-CIFAR_TASKS, CIFAR_CLASSES = 20, 100
+CIFAR = {"cifar100": (20, 100), "cifar10": (5, 10)}  # tasks, classes
 GENERATED = tuple(kind.removeprefix("mnist_") for kind in files.N_TASKS)
 FETCHED = tuple(name for name in GENERATED if files.N_TASKS[f"mnist_{name}"])
 
@@ -66,9 +68,27 @@ ARCHIVES = {
         members=("train", "test"),
         unpacked=187_000_000,
         md5="eb9058c3a382ffc7106e4002c42a8d85",
-    )
+    ),
+    "cifar10": Archive(
+        base="https://www.cs.toronto.edu/~kriz/",
+        name="cifar-10-python.tar.gz",
+        members=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+        unpacked=187_000_000,
+        md5="c58f30108f718f92721af3b95e74349a",
+    ),
 }
+OMNIGLOT = tuple(
+    Archive("https://raw.githubusercontent.com/brendenlake/omniglot/master/python/", name, (), 12_000_000, md5)
+    for name, md5 in (
+        ("images_background.zip", "68d2efa1b9178cc56df9314c21c6e718"),
+        ("images_evaluation.zip", "6b91aef0f799c5bb55b94e3f2daec811"),
+    )
+)
 WRITERS = {"compact": (".npz", files.write_compact), "original": (".pt", files.write_original)}
+DRAWINGS = {  # of omniglot.make_tasks
+    "train_drawings": (int, "drawings of each character to train with (15)"),
+    "test_drawings": (int, "to test with (5)"),
+}
 OPTIONS = {  # of files.build
     "n_tasks": (int, "number of tasks (20; manypermutations: 100; split: of two classes each)"),
     "min_angle": (float, "degrees, of rotations (0)"),
@@ -82,40 +102,69 @@ def fetch(name, folder, url=None, form="compact"):
     """Makes the task file of a name in ARCHIVES, fetching its archive unless that is in the folder; returns the path.
 
     url    the folder that has the archive, instead of its home
-    form   of cifar100's file; the others are the authors'
+    form   of CIFAR's file; the others are the authors'
 
     Raises Failed, UserError, OSError; a part of the archive, or the archive, is then kept.
     """
-    wanted, is_cifar = ARCHIVES[name], name == "cifar100"
-    path = folder / (f"cifar100{WRITERS[form][0]}" if is_cifar else wanted.members[0])
+    wanted, is_cifar = ARCHIVES[name], name in CIFAR
+    path = folder / (f"{name}{WRITERS[form][0]}" if is_cifar else wanted.members[0])
     if path.exists():
         print(f"{path} is there already; delete it to have it made anew")
         return path
     archive = folder / wanted.name
-    fetched = not archive.exists()
-    if fetched:
-        download((url or wanted.base).rstrip("/") + f"/{wanted.name}", archive, wanted.most_bytes, wanted.unpacked)
-    check_room(folder, wanted.unpacked, f"{archive}, unpacked,")
-    try:
-        if wanted.md5:
-            verify_md5(archive, wanted.md5)
+    with _archives(folder, [wanted], url):
         if is_cifar:
-            WRITERS[form][1](_unpack_cifar(archive, wanted), path)
+            WRITERS[form][1](_unpack_cifar(name, archive, wanted), path)
         else:
             with writing(path) as file:
                 extract(archive, {path.name: file}, wanted.most_bytes)
-    except Failed:
-        if fetched:  # a bad one; else it is for the user to delete
-            archive.unlink()
-        raise
-    archive.unlink()
     return path
 
 
-def _unpack_cifar(archive, wanted):
-    with tempfile.TemporaryFile(dir=archive.parent) as train, tempfile.TemporaryFile(dir=archive.parent) as test:
-        extract(archive, dict(zip(wanted.members, (train, test), strict=True)), wanted.most_bytes)
-        return cifar_tasks(*map(read_cifar, (train, test)))
+def fetch_omniglot(folder, url=None, form="compact", **drawings):
+    """Makes omniglot.npz, as `fetch` makes other files. drawings: of omniglot.make_tasks."""
+    path = folder / f"omniglot{WRITERS[form][0]}"
+    if path.exists():
+        print(f"{path} is there already; delete it to have it made anew")
+        return path
+    with _archives(folder, OMNIGLOT, url):
+        read = omniglot.read_archives([folder / wanted.name for wanted in OMNIGLOT])
+        WRITERS[form][1](omniglot.make_tasks(read, "omniglot", "Omniglot", **drawings), path)
+    return path
+
+
+@contextmanager
+def _archives(folder, archives, url):
+    """Within it the verified archives are in the folder, fetched unless they were; after it they are gone.
+
+    One that is bad is deleted if it was fetched; else that is for the user to do.
+    """
+    fetched = []
+    for wanted in archives:
+        archive = folder / wanted.name
+        if not archive.exists():
+            download((url or wanted.base).rstrip("/") + f"/{wanted.name}", archive, wanted.most_bytes, wanted.unpacked)
+            fetched.append(archive)
+        check_room(folder, wanted.unpacked, f"{archive}, unpacked,")
+    try:
+        for wanted in archives:
+            if wanted.md5:
+                verify_md5(folder / wanted.name, wanted.md5)
+        yield
+    except Failed:
+        for archive in fetched:
+            archive.unlink()
+        raise
+    for wanted in archives:
+        (folder / wanted.name).unlink()
+
+
+def _unpack_cifar(name, archive, wanted):
+    with ExitStack() as stack:
+        opened = {m: stack.enter_context(tempfile.TemporaryFile(dir=archive.parent)) for m in wanted.members}
+        extract(archive, opened, wanted.most_bytes)
+        *train, test = (read_cifar(file, name) for file in opened.values())
+        return cifar_tasks(tuple(map(np.concatenate, zip(*train, strict=True))), test, name)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -133,41 +182,48 @@ class _PlainUnpickler(pickle.Unpickler):
         return self.allowed[module, name]
 
 
-def read_cifar(file):
-    """(images, labels) of a CIFAR-100 file: uint8 (N, 3072), int64 (N,) the fine labels 0..99. Raises Failed."""
+def read_cifar(file, name="cifar100"):
+    """(images, labels) of a file of CIFAR: uint8 (N, 3072), int64 (N,) the labels, fine ones. Raises Failed."""
+    (_, n_classes), title = CIFAR[name], _title(name)
     file.seek(0)
     try:
         content = _PlainUnpickler(file, encoding="bytes").load()
-        images, labels = content[b"data"], np.array(content[b"fine_labels"], dtype=np.int64)
+        key = b"fine_labels" if name == "cifar100" else b"labels"
+        images, labels = content[b"data"], np.array(content[key], dtype=np.int64)
         if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
             raise ValueError(f"{images.dtype} {images.shape} with {len(labels)} labels")
-        if set(labels.tolist()) != set(range(CIFAR_CLASSES)):
-            raise ValueError("its labels are not 0 to 99")
+        if set(labels.tolist()) != set(range(n_classes)):
+            raise ValueError(f"its labels are not 0 to {n_classes - 1}")
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
-        raise Failed(f"what the archive holds is not CIFAR-100: {error}") from error
+        raise Failed(f"what the archive holds is not {title}: {error}") from error
     return images, labels
 
 
-def cifar_tasks(train, test):
-    """The TaskSet of GEM's protocol: 5 classes for each task, in order. train, test: (images, labels).
+def cifar_tasks(train, test, name="cifar100"):
+    """The TaskSet of equally many classes for each task, in order: 20 times 5 (GEM's protocol), or 5 times 2.
 
-    A task's examples are in the order of CIFAR's files.
+    train, test: (images, labels). A task's examples are in the order of CIFAR's files.
     """
-    per_task = CIFAR_CLASSES // CIFAR_TASKS
-    ranges = [(start, start + per_task) for start in range(0, CIFAR_CLASSES, per_task)]
+    n_tasks, n_classes = CIFAR[name]
+    per_task = n_classes // n_tasks
+    ranges = [(start, start + per_task) for start in range(0, n_classes, per_task)]
     halves = []
     for images, labels in (train, test):
         rows = [np.flatnonzero((start <= labels) & (labels < stop)) for start, stop in ranges]
         halves.append([Split(images[of_task], labels[of_task]) for of_task in rows])
     names = [f"classes {start} to {stop - 1}" for start, stop in ranges]
     tasks = [Task(*parts) for parts in zip(names, *halves, strict=True)]
-    return TaskSet(tasks, "cifar100", "CIFAR-100", IMAGE_SHAPE, ranges)
+    return TaskSet(tasks, name, _title(name), IMAGE_SHAPE, ranges)
+
+
+def _title(name):
+    return name.upper().replace("CIFAR", "CIFAR-")
 
 
 def generate(name, folder, form, **options):
     """Writes the task file of a name in ARCHIVES from the shipped MNIST; returns its path. options: of files.build."""
     if name not in GENERATED:
-        raise UserError("cifar100 cannot be generated; fetch it: python get_data.py cifar100")
+        raise UserError(f"{name} cannot be generated; fetch it: python get_data.py {name}")
     ending, write = WRITERS[form]
     if "mnist" in options:
         options["mnist_path"] = options.pop("mnist")
@@ -181,7 +237,7 @@ def generate(name, folder, form, **options):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=(*dict.fromkeys((*ARCHIVES, *GENERATED)), "all"))
+    parser.add_argument("name", choices=(*dict.fromkeys((*ARCHIVES, *GENERATED)), "omniglot", "all"))
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="folder to write to (data/)")
     parser.add_argument("--url", help="address of a folder that has the archive, instead of its home")
     parser.add_argument("--generate", action="store_true", help="write the tasks from the shipped MNIST, fetch nothing")
@@ -189,8 +245,14 @@ def parse(arguments):
     group = parser.add_argument_group("with --generate")
     for flag, (kind, text) in OPTIONS.items():
         group.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS, help=text)
+    group = parser.add_argument_group("with omniglot")
+    for flag, (kind, text) in DRAWINGS.items():
+        group.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args(arguments)
     args.options = {flag: value for flag, value in vars(args).items() if flag in OPTIONS}
+    args.drawings = {flag: value for flag, value in vars(args).items() if flag in DRAWINGS}
+    if args.drawings and args.name != "omniglot":
+        parser.error(f"--{min(args.drawings)} goes with omniglot")
     args.generate |= args.name in GENERATED and args.name not in ARCHIVES  # nobody has it to fetch
     if args.options and not args.generate:
         parser.error(f"--{min(args.options)} goes with --generate: what is fetched is as it is")
@@ -200,7 +262,9 @@ def parse(arguments):
 def run(args, name):
     """One task file; returns 0, or 1 where it could not be fetched."""
     try:
-        if args.generate:
+        if name == "omniglot" and not args.generate:
+            path = fetch_omniglot(args.data_path, args.url, args.format, **args.drawings)
+        elif args.generate:
             path = generate(name, args.data_path, args.format, **args.options)
         else:
             path = fetch(name, args.data_path, args.url, args.format)
@@ -270,7 +334,7 @@ def main(arguments=None):
     args = parse(words)
     names = (args.name,)
     if args.name == "all":
-        names = GENERATED if args.generate else tuple(ARCHIVES)
+        names = GENERATED if args.generate else (*ARCHIVES, "omniglot")
 
     def make_all():
         os.makedirs(args.data_path, exist_ok=True)

@@ -20,10 +20,10 @@ class Learner(ABC):
     """
 
     flags = (LR, N_HIDDENS, N_LAYERS)
+    takes_networks = True  # whether it learns with any network that --network names
     needs_task = False  # whether an answer depends on the task of the example
     mixes_tasks = False  # whether its stream is one of all tasks at once, not of one task after another
     keeps_logits = False  # whether examples have `logits`, what the network once gave out for them
-    takes_networks = True  # whether it learns with any network that --network names
 
     def __init__(self, n_inputs, n_outputs, n_tasks, args):
         self.args, self.n_inputs, self.n_outputs, self.n_tasks = args, n_inputs, n_outputs, n_tasks

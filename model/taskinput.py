@@ -8,8 +8,8 @@ from model.learner import Learner
 class Net(Learner):
     """Online SGD; the first of the `n_layers` hidden layers is the task's own, the others are shared."""
 
-    needs_task = True
     takes_networks = False
+    needs_task = True
 
     def build(self):
         args = self.args

@@ -13,7 +13,7 @@ from run.experience import seed_everything
 from run.flags import RUN_FLAGS
 from run.watchers import say
 
-READ = {"seed", "batch_size", "cuda", "engine", "draws", "threads"}  # of a run's flags
+READ = {"network", "seed", "batch_size", "cuda", "engine", "draws", "threads"}  # of a run's flags
 A_RUNS = {flag.name for flag in RUN_FLAGS} - READ
 
 

@@ -372,13 +372,13 @@ def resolve(settings, data):
 
     Raises UserError where the engine asked for cannot run the learner, or the network cannot be had.
     """
+    if takes_networks(settings.learner):
+        settings = settings.with_network(networks.chosen(learner_args(settings, data)))
     if settings.scenario == "class" and getattr(settings.learner, "needs_task", False):
         raise UserError(
             f"--scenario class tells no task at test, and {settings.model} has weights of its own for each task; "
             "choose another --model, or --scenario task"
         )
-    if takes_networks(settings.learner):
-        settings = settings.with_network(networks.chosen(learner_args(settings, data)))
     chosen, draws, threads = settings.engine, settings.draws, settings.threads
     why_not = engine.why_not_native(learner_args(settings, data), settings.learner)
     reason = None

@@ -48,11 +48,11 @@ def write_compact(tasks, path):
     sizes = {id(split.images): split.images.nbytes for splits in halves.values() for split in splits}
     check_room(path.parent, BLOCK_BYTES + (0 if of_mnist else sum(sizes.values())), path.name)
     with writing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_member(archive, "about", np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
+        write_member(archive, "about", np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
         for half, splits in halves.items():
             if any(split.pixel_map is not None for split in splits):
                 maps = [np.arange(split.n_inputs) if split.pixel_map is None else split.pixel_map for split in splits]
-                _write_member(archive, f"{half}_maps", np.array(maps, dtype=np.int32))
+                write_member(archive, f"{half}_maps", np.array(maps, dtype=np.int32))
             if not of_mnist:
                 _write_examples(archive, half, splits)
 
@@ -69,12 +69,12 @@ def _write_examples(archive, half, splits):
     images = [split.images for split in distinct]
     if len({array.dtype for array in images}) > 1:
         images = [Split(split.images, split.labels).inputs().numpy() for split in distinct]
-    _write_member(archive, f"{half}_rows", np.array(of_splits, dtype=np.int64))
-    _write_member(archive, f"{half}_labels", *(split.labels.astype(np.uint16) for split in distinct))
-    _write_member(archive, f"{half}_images", *images)
+    write_member(archive, f"{half}_rows", np.array(of_splits, dtype=np.int64))
+    write_member(archive, f"{half}_labels", *(split.labels.astype(np.uint16) for split in distinct))
+    write_member(archive, f"{half}_images", *images)
 
 
-def _write_member(archive, name, *arrays):
+def write_member(archive, name, *arrays):
     """An .npy of the arrays one after another, never joined in memory."""
     dtype = arrays[0].dtype.newbyteorder("<")
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
@@ -94,7 +94,7 @@ def read_compact(path, archive, name, origin):
     size = sum(info.file_size for info in archive.infolist())
     if size > most_unpacked(path.stat().st_size) or size > available_memory():
         raise UserError(f"{path} unpacks to {size:,} bytes: it is no task file, or more than the free memory")
-    about = json.loads(_read_member(archive, "about", 1, "uint8").tobytes())
+    about = json.loads(read_member(archive, "about", 1, "uint8").tobytes())
     descriptors, source, shipped = list(about["descriptors"]), about["source"], None
     image_shape, class_ranges = about["image_shape"], about["class_ranges"]
     if about["format"] != FORMAT or source not in (None, "mnist"):
@@ -122,12 +122,12 @@ def _read_splits(archive, half, n_tasks, shipped):
         images, labels = getattr(shipped, f"{half}_images"), getattr(shipped, f"{half}_labels")
         rows = [(0, len(images))] * n_tasks
     else:
-        images = _read_member(archive, f"{half}_images", 2, "uint8", "float32")
-        labels = _read_member(archive, f"{half}_labels", 1, "uint16").astype(np.int64)
-        rows = [(start, stop) for start, stop in _read_member(archive, f"{half}_rows", 2, "int64").tolist()]
+        images = read_member(archive, f"{half}_images", 2, "uint8", "float32")
+        labels = read_member(archive, f"{half}_labels", 1, "uint16").astype(np.int64)
+        rows = [(start, stop) for start, stop in read_member(archive, f"{half}_rows", 2, "int64").tolist()]
     maps = [None] * n_tasks
     if f"{half}_maps.npy" in archive.namelist():
-        maps = list(_read_member(archive, f"{half}_maps", 2, "int32"))
+        maps = list(read_member(archive, f"{half}_maps", 2, "int32"))
     if len(labels) != len(images) or {len(rows), len(maps)} != {n_tasks}:
         raise ValueError("images, labels, rows and maps are not equally many")
     if not all(0 <= start < stop <= len(images) for start, stop in rows):
@@ -136,7 +136,7 @@ def _read_splits(archive, half, n_tasks, shipped):
     return [Split(*views[row], pixel_map) for row, pixel_map in zip(rows, maps, strict=True)]
 
 
-def _read_member(archive, name, n_dimensions, *dtypes):
+def read_member(archive, name, n_dimensions, *dtypes):
     """The array of an .npy in a zip file. Raises ValueError on any other type or shape than it should have.
 
     What its header announces is checked before there is memory for it.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from disk.safe import DAMAGED, OtherProtocol
 from errors import UserError
-from tasks import mnist
+from tasks import mnist, omniglot
 from tasks.compact_format import read_compact, write_compact
 from tasks.original_format import read_original, refuse_odd_zip, write_original
 from tasks.taskset import MOST_TASKS, TaskSet, permutations, rotations, split
@@ -25,6 +25,7 @@ ROTATIONS = "mnist_rotations"
 SPLIT = "mnist_split"
 # what can be built, with the paper's sizes; SPLIT: tasks of two classes
 N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100, SPLIT: None}
+OMNIGLOT = "omniglot_small"  # so can this, from the shipped drawings
 MOST_DEGREES = 3600
 ZIP = b"PK\x03\x04"
 
@@ -37,7 +38,7 @@ def load_tasks(data_path, data_file, data_seed=0, mnist_path=None):
     A folder that is given must be there; only DEFAULT_FOLDER, which None stands for, may be missing.
     For name.pt that is not there, name.npz is taken. mnist_rotations, mnist_permutations (20 tasks each) and
     mnist_manypermutations (100) can be built, deterministically in data_seed, which matters to nothing else; and
-    mnist_split (5 tasks of two digits).
+    mnist_split (5 tasks of two digits). omniglot_small (8 alphabets) is built from the shipped drawings.
     Uses none of the global random streams. Raises UserError where there is no such file, or none that can be used.
     """
     data_path = DEFAULT_FOLDER if data_path is None else data_path
@@ -56,7 +57,9 @@ def load_tasks(data_path, data_file, data_seed=0, mnist_path=None):
         return read(path.with_suffix(".npz"), data_file, f" (there is no {data_file})")
     if kind in N_TASKS:
         return build(kind, seed=data_seed, name=data_file)
-    known = f"without a file there are {', '.join(f'{name}.pt' for name in N_TASKS)}"
+    if kind == OMNIGLOT:
+        return omniglot.build_small(data_file)
+    known = f"without a file there are {', '.join(f'{name}.pt' for name in (*N_TASKS, OMNIGLOT))}"
     raise UserError(f"no data file {path}; {data_path} has {_task_files(data_path)}; {known}; see get_data.py --help")
 
 
@@ -154,6 +157,6 @@ def reading(path, remedy):
 def _remedy(path):
     """How to get a data file that can be read."""
     kind = path.stem.removeprefix("mnist_")
-    if path.stem in (*N_TASKS, "cifar100"):
+    if path.stem in (*N_TASKS, "cifar100", "cifar10", "omniglot"):
         return f"get it again: delete it, and python get_data.py {kind}"
     return "save it again, with plain tensors only: [train, test], lists of one [descriptor, x, y] per task"

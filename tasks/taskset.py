@@ -19,7 +19,7 @@ from tasks.mnist import SIDE
 HALVES = ("train", "test")
 MOST_TASKS = 10_000
 MOST_OUTPUTS = 1 << 16  # a larger label is a mistake: each costs a row of weights
-IMAGE_SHAPE = (3, 32, 32)  # channels, height, width: CIFAR's, the only images that there is a network for
+IMAGE_SHAPE = (3, 32, 32)  # channels, height, width: CIFAR's
 BLOCK = 256  # rows gathered at once, so that temporaries stay in the cache
 RUNS, RUN = 8, 16  # a sample of a split: so many runs of so many rows (neighbours: few pages of a mapped file)
 MOST_CHECKED = 10_000  # rows of a split in a mapped file that are searched for NaN
@@ -87,7 +87,7 @@ class TaskSet:
     name           the data file
     origin         one line for the user: where the data come from
     n_inputs       D;  n_outputs: 1 + the largest label, and no less than the class ranges
-    image_shape    None for plain vectors, or (3, 32, 32): channels, height, width
+    image_shape    None for plain vectors, or (channels, height, width)
     class_ranges   None, or the (start, stop) of each task's classes
     source         "mnist" where the images are all of the shipped MNIST, in order; else None
     labels         None, or for each class the label that it had in the data, where they have been numbered anew
@@ -142,9 +142,11 @@ class TaskSet:
                 widths.add(split.n_inputs)
         if len(widths) > 1:
             raise UserError(f"{self.name}: tasks of different widths ({_listed(widths)} inputs); all need the same")
-        if self.image_shape is not None and (self.image_shape != IMAGE_SHAPE or widths != {math.prod(IMAGE_SHAPE)}):
+        if self.image_shape is not None and not (
+            _is_shape(self.image_shape) and widths == {math.prod(self.image_shape)}
+        ):
             found = f"{self.image_shape} of {_listed(widths)} inputs"
-            raise UserError(f"{self.name}: images of shape {found}; only {IMAGE_SHAPE}, 3072 inputs, is known")
+            raise UserError(f"{self.name}: images of shape {found}; channels * height * width must be the inputs")
 
     def _check_classes(self, place, t, split):
         if self.class_ranges is None:
@@ -156,6 +158,10 @@ class TaskSet:
             raise UserError(f"{self.name}: classes {start} to {stop}: 0 <= start < stop <= {MOST_OUTPUTS} is needed")
         if split.labels.min() < start or split.labels.max() >= stop:
             raise UserError(f"{place} have labels outside range: the classes of task {t} are {start} to {stop - 1}")
+
+
+def _is_shape(shape):
+    return len(shape) == 3 and all(isinstance(side, int) and side > 0 for side in shape)
 
 
 def _check_examples(place, split, mapped):

@@ -80,7 +80,7 @@ def special_member(name, kind, target=""):
     return info
 
 
-def python2_pickle(images, labels):
+def python2_pickle(images, labels, key=b"fine_labels"):
     """CIFAR-100's files, byte for byte as Python 2 with an old numpy pickled them: strings are bytes."""
 
     def text(value):
@@ -96,7 +96,7 @@ def python2_pickle(images, labels):
     array += b"(" + integer(1) + integer(images.shape[0]) + integer(images.shape[1]) + pickle.TUPLE2 + dtype
     array += pickle.NEWFALSE + pickle.BINSTRING + struct.pack("<i", images.size) + images.tobytes() + b"tb"
     numbers = b"](" + b"".join(map(integer, labels)) + b"e"
-    return pickle.PROTO + b"\2}(" + text(b"data") + array + text(b"fine_labels") + numbers + b"u."
+    return pickle.PROTO + b"\2}(" + text(b"data") + array + text(key) + numbers + b"u."
 
 
 class Site:

@@ -21,8 +21,19 @@ from model.networks.base import MASKED, Adapted, Network, NetworkFailed, masked,
 from model.networks.mlp import MLP, TaskInputMLP, xavier_
 from model.networks.resnet18 import IMAGE_SHAPE, ResNet18
 
-__all__ = ["MASKED", "MLP", "Network", "NetworkFailed", "ResNet18", "TaskInputMLP", "masked", "padded", "place_of"]
-__all__ += ["place_outputs", "xavier_"]
+__all__ = [
+    "MASKED",
+    "MLP",
+    "Network",
+    "NetworkFailed",
+    "ResNet18",
+    "TaskInputMLP",
+    "masked",
+    "padded",
+    "place_of",
+    "place_outputs",
+    "xavier_",
+]
 
 AUTO = "auto"  # the one that the data ask for
 BY_DATA = ("mlp", "resnet18")  # which of these it may be

@@ -379,7 +379,9 @@ def test_extract_takes_what_is_wanted(tmp_path):
     assert [file.getvalue() for file in wanted.values()] == [b"1" * 99_999, b"2"]
 
 
-# CIFAR-100
+# CIFAR-100 and CIFAR-10
+
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
 def cifar(n, seed):
@@ -432,6 +434,28 @@ def test_what_is_not_cifar(tmp_path, monkeypatch, content, message):
     with pytest.raises(archives.Failed, match=message):
         get_data.read_cifar(io.BytesIO(content))
     assert os.listdir(tmp_path) == []
+
+
+def test_cifar10(fetch, site, monkeypatch, tmp_path):
+    """Five files of training images, one after another; 5 tasks of 2 classes."""
+    random = np.random.default_rng(3)
+    files = {
+        name: (random.integers(0, 256, (20, 3072), dtype=np.uint8), random.permutation(20) % 10) for name in BATCHES
+    }
+    members = [(f"cifar-10-batches-py/{name}", python2_pickle(*pair, b"labels")) for name, pair in files.items()]
+    site.content = targz(*members)
+    archive = replace(get_data.ARCHIVES["cifar10"], md5=hashlib.md5(site.content).hexdigest())
+    monkeypatch.setitem(get_data.ARCHIVES, "cifar10", archive)
+    code, said = fetch(name="cifar10")
+    assert code == 0 and os.listdir(tmp_path) == ["cifar10.npz"], said
+    tasks = load_tasks(tmp_path, "cifar10.pt")
+    assert (tasks.image_shape, tasks.class_ranges) == ((3, 32, 32), [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)])
+    train = [np.concatenate(parts) for parts in zip(*list(files.values())[:5], strict=True)]
+    for half, (images, labels) in {"train": train, "test": files["test_batch"]}.items():
+        for t, task in enumerate(tasks.tasks):
+            mine = labels // 2 == t
+            assert getattr(task, half).labels.tolist() == labels[mine].tolist() and mine.any()
+            assert np.array_equal(getattr(task, half).images, images[mine])
 
 
 def test_another_archive_is_not_cifar(cifar_site, fetch, site, tmp_path):

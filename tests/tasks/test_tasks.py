@@ -213,8 +213,10 @@ def test_what_a_task_set_refuses(tasks, message):
         (None, [(0, 3), (3, 6)], "2 class ranges for 1 tasks"),
         (None, [(3, 0)], "0 <= start < stop"),
         (None, [(0, 1 << 40)], "0 <= start < stop"),
-        ((3, 32, 32), None, r"only \(3, 32, 32\), 3072 inputs"),
-        ((1, 3, 4), None, r"only \(3, 32, 32\)"),
+        ((3, 32, 32), None, r"\(3, 32, 32\) of 12 inputs; channels \* height \* width must be the inputs"),
+        ((1, 3, 5), None, r"channels \* height \* width must be the inputs"),
+        ((3, 4), None, r"channels \* height \* width must be the inputs"),
+        ((-1, -3, 4), None, r"channels \* height \* width must be the inputs"),
     ],
 )
 def test_what_a_task_set_of_images_refuses(shape, ranges, message):
