@@ -35,7 +35,7 @@ class Result:
         self.name, self.status, self.args = str(about["name"]), str(about["status"]), dict(about["args"])
         self.result_t, self.examples_seen = _whole(about["result_t"]), _whole(about["examples_seen"])
         self.result_a = np.array(about["result_a"], dtype=np.float64)
-        self.metrics = metrics.summarise(self.result_t, self.result_a)
+        self.metrics = metrics.summarise(self.result_t, self.result_a.tolist())  # in float32, as the run itself does
         if self.examples_seen.shape != self.result_t.shape or not np.all((self.result_a >= 0) & (self.result_a <= 1)):
             raise ValueError("its evaluations are none")
         self.seconds = float(about["seconds"]["total"])
