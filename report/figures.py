@@ -60,7 +60,6 @@ STYLE = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=[INK]),
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -82,9 +81,9 @@ BARS = {
     "LA": "Learning accuracy, LA",
     "BTI": "Backward transfer and interference, BTI",
 }
-UNKNOWN_DATA = (
-    f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; their data are told by the file's name alone."
-)
+DATELESS = ({"metadata": {"Date": None}}, {"metadata": {"CreationDate": None}})  # the same picture, the same file
+FORMATS = {"svg": {"transparent": True} | DATELESS[0], "png": {"dpi": 150}, "pdf": DATELESS[1]}
+UNKNOWN_DATA = f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; only the file's name tells their data."
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,9 @@ def draw(job):
         figure.draw_without_rendering()  # once: that places everything
         figure.set_layout_engine("none")
         made = {}
-        for ending, options in {"svg": {"transparent": True}, "png": {"dpi": 150}, "pdf": {}}.items():
+        for ending, options in FORMATS.items():
             buffer = io.BytesIO()
-            metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
-            figure.savefig(buffer, format=ending, metadata=metadata, **options)
+            figure.savefig(buffer, format=ending, **options)
             made[ending] = buffer.getvalue()
     made["svg"] = made["svg"].replace(b"</style>", STYLE_SHEET.encode() + b"</style>", 1)
     if tables.UNKNOWN_DATA.encode() in made["svg"]:
