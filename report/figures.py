@@ -195,8 +195,8 @@ def _grid(n, look, labels=(), **options):
     return figure, list(axes.flat[:n]), columns
 
 
-def _in_percent(value, _=None, digits=0):
-    return f"{100 * value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+def _in_percent(value, _):
+    return f"{round(100 * value, 6) + 0.0:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _percent(axis, label=""):
@@ -254,7 +254,7 @@ def bars(experiments, look):
         low, high = min(0, (means - stds).min(), seeds[:, 0].min()), max(0, (means + stds).max(), seeds[:, 0].max())
         for place, mean, std in zip(y, means, stds, strict=True):
             edge = max(mean + std, seeds[seeds[:, 1] == place, 0].max(), 0)
-            text = _in_percent(mean, digits=1)
+            text = f"{100 * mean:.1f}".replace("-", "\N{MINUS SIGN}")
             axis.annotate(text, (edge, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
         wide = max(high - low, 0.01)
         axis.set_xlim(low - 0.04 * wide if low else 0, high + 0.13 * wide)
