@@ -60,7 +60,6 @@ STYLE = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=[INK]),
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -82,9 +81,9 @@ BARS = {
     "LA": "Learning accuracy, LA",
     "BTI": "Backward transfer and interference, BTI",
 }
-UNKNOWN_DATA = (
-    f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; their data are told by the file's name alone."
-)
+DATELESS = ({"metadata": {"Date": None}}, {"metadata": {"CreationDate": None}})  # the same picture, the same file
+FORMATS = {"svg": {"transparent": True} | DATELESS[0], "png": {"dpi": 150}, "pdf": DATELESS[1]}
+UNKNOWN_DATA = f"{tables.UNKNOWN_DATA}: which tasks exactly is not recorded; only the file's name tells their data."
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,9 @@ def draw(job):
         figure.draw_without_rendering()  # once: that places everything
         figure.set_layout_engine("none")
         made = {}
-        for ending, options in {"svg": {"transparent": True}, "png": {"dpi": 150}, "pdf": {}}.items():
+        for ending, options in FORMATS.items():
             buffer = io.BytesIO()
-            metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
-            figure.savefig(buffer, format=ending, metadata=metadata, **options)
+            figure.savefig(buffer, format=ending, **options)
             made[ending] = buffer.getvalue()
     made["svg"] = made["svg"].replace(b"</style>", STYLE_SHEET.encode() + b"</style>", 1)
     if tables.UNKNOWN_DATA.encode() in made["svg"]:
@@ -197,8 +195,8 @@ def _grid(n, look, labels=(), **options):
     return figure, list(axes.flat[:n]), columns
 
 
-def _in_percent(value, _=None, digits=0):
-    return f"{100 * value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+def _in_percent(value, _):
+    return f"{round(100 * value, 6) + 0.0:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _percent(axis, label=""):
@@ -256,7 +254,7 @@ def bars(experiments, look):
         low, high = min(0, (means - stds).min(), seeds[:, 0].min()), max(0, (means + stds).max(), seeds[:, 0].max())
         for place, mean, std in zip(y, means, stds, strict=True):
             edge = max(mean + std, seeds[seeds[:, 1] == place, 0].max(), 0)
-            text = _in_percent(mean, digits=1)
+            text = f"{100 * mean:.1f}".replace("-", "\N{MINUS SIGN}")
             axis.annotate(text, (edge, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
         wide = max(high - low, 0.01)
         axis.set_xlim(low - 0.04 * wide if low else 0, high + 0.13 * wide)

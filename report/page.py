@@ -232,15 +232,14 @@ def write(report, out):
         drawings = figures.draw_all(report.found, report.shown)
         contents = {"report.md": as_markdown(report, drawings), "report.html": as_html(report, drawings)}
         for it in drawings:
-            if it.png:
-                contents |= {f"figures/{it.name}.png": it.png, f"figures/{it.name}.pdf": it.pdf}
+            files = {"png": it.png, "pdf": it.pdf}
+            contents |= {f"figures/{it.name}.{ending}": made for ending, made in files.items() if made}
         for name, content in contents.items():
             with writing(out / name) as file:
                 file.write(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written: {error.strerror or error}; choose a folder that can"
-        ) from error
+        why = error.strerror or error
+        raise UserError(f"--out {out} cannot be written: {why}; choose a folder that can") from error
     return [out / "report.csv", *(out / name for name in contents)]
 
 
@@ -272,7 +271,7 @@ def _render(template, report, drawings, **options):
         look=figures.looks(report.found),
         notices=notices(report),
         significance=SIGNIFICANCE,
-        missing=gap_lines(report),
+        missing=[*[UNLISTED] * (report.expected is None), *(report.gaps or ["Nothing."])],
         not_counted=skipped_lines(report),
     )
 
@@ -280,12 +279,9 @@ def _render(template, report, drawings, **options):
 def notices(report):
     """Sentences that a reader must not miss, most weighty first."""
     said = []
-    few = [it for it in report.found if len(it.runs) < tables.FEWEST_SEEDS]
+    few = sum(len(it.runs) < tables.FEWEST_SEEDS for it in report.found)
     if few:
-        said.append(
-            f"{len(few)} of {len(report.found)} experiments have fewer than {tables.FEWEST_SEEDS} seeds: nothing is "
-            "claimed of them."
-        )
+        said.append(f"{few} experiments have fewer than {tables.FEWEST_SEEDS} seeds: nothing is claimed of them.")
     if len(figures.representatives(report.found)) < len(report.found):
         said.append(
             "Some learners were run with several settings. The tables have all; the figures have, of each learner, "
@@ -308,6 +304,7 @@ def notices(report):
     return said
 
 
+UNLISTED = "No list of experiments was given: only seeds that others have can be missed."
 SIGNIFICANCE = (
     "Two-sided t-tests on the seeds' values, between learners on the same data with the same memory; those without a "
     "memory to size are compared with each of these, and with one another in a table of their own. Paired: by seed, "
@@ -318,11 +315,6 @@ SIGNIFICANCE = (
     "of this difference alone. Hyperparameters are taken as given: a choice by these same seeds would favour whatever "
     "was tuned most."
 )
-
-
-def gap_lines(report):
-    unlisted = "No list of experiments was given: only seeds that others have can be missed."
-    return ([unlisted] if report.expected is None else []) + (report.gaps or ["Nothing."])
 
 
 def skipped_lines(report):
@@ -343,9 +335,7 @@ def signed(value):
 
 
 def p_value(value):
-    if value is None:
-        return "–"
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "–" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _md(text):
@@ -357,7 +347,7 @@ def _md(text):
 
 
 def open_report(folder, skipped, runs, data=None, name=None, expected=None):
-    """The Report of runs that read_folder found.
+    """The Report of runs that read_results found.
 
     data   counts runs of this data file alone
     name   the run of the heat map: its name or a part that no other has; None: the one with the best RA
@@ -373,9 +363,8 @@ def open_report(folder, skipped, runs, data=None, name=None, expected=None):
     if name is None:
         shown = max(counted, key=lambda run: run.RA)
     else:
-        matches = [run for run in counted if name in (run.name, run.path)] or [
-            run for run in counted if name in run.path
-        ]
+        matches = [run for run in counted if name in (run.name, run.path)]
+        matches = matches or [run for run in counted if name in run.path]
         if len(matches) != 1:
             what = "no counted run has it" if not matches else f"{len(matches)} runs have it, {matches[0].name} first"
             raise UserError(f"--run {name} must be the name of one run, or a part of one name alone: {what}")

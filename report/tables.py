@@ -54,7 +54,7 @@ class Experiment:
         """Sample standard deviation (n - 1); None for fewer than two seeds."""
         return float(self.values[name].std(ddof=1)) if len(self.values[name]) > 1 else None
 
-    @property
+    @cached_property
     def seeds(self):
         return [run.seed for run in self.runs]
 

@@ -801,8 +801,9 @@ CASES = (one, one_task, one_evaluation, no_evaluations_on_the_way, no_times, no_
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_every_figure_and_table_has_something_to_say(tmp_path, case):
+def test_every_figure_and_table_has_something_to_say(tmp_path, case, monkeypatch):
     """Nothing warns; what cannot be drawn is said; the pages have all that was drawn."""
+    monkeypatch.setattr(figures, "FORMATS", {"svg": {}, "png": {"dpi": 30}})
     case(tmp_path)
     shown, paths = report.make_report(tmp_path)
     assert shown.found and not shown.skipped
