@@ -6,6 +6,7 @@ The file is a gzip of what torch.save makes. The checksum is gzip's: torch.load 
 import codecs
 import gzip
 import io
+import math
 import os
 import pickle
 import pickletools
@@ -127,10 +128,12 @@ def load_plain(file, **more):
 
 
 def are_plain(named):
-    """Whether a dictionary has texts as keys, and as values numbers, texts, None and tuples of those."""
+    """Whether a dictionary has texts as keys, and as values finite numbers, texts, None and tuples of those."""
 
     def is_plain(value):
-        return isinstance(value, str | int | float | None) or (isinstance(value, tuple) and all(map(is_plain, value)))
+        if isinstance(value, float):
+            return math.isfinite(value)  # JSON, in which it may end, knows no other
+        return isinstance(value, str | int | None) or (isinstance(value, tuple) and all(map(is_plain, value)))
 
     return all(isinstance(name, str) and is_plain(value) for name, value in named.items())
 

@@ -125,3 +125,11 @@ def test_other_protocols_are_named(protocol, zipped, tmp_path):
     torch.save([[["a", x, y]]] * 2, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=f"pickle of protocol {protocol}; only 2 is read: save it so"):
         read(path)
+
+
+def test_what_may_end_in_json_is_plain():
+    for value in (0, 1.5, -2, True, "text", None, (1, ("a", 2.0))):
+        assert safe.are_plain({"name": value}), value
+    for value in (float("nan"), float("inf"), (1, -float("inf")), [1], {"a": 1}, b"bytes", torch.ones(1)):
+        assert not safe.are_plain({"name": value}), value
+    assert not safe.are_plain({1: "text"})
