@@ -20,6 +20,7 @@ WAY = ("native", "shuffle")
 TASKS = {"n_train": 30, "n_test": 40, "n_inputs": 150}
 # groups of examples, layers of several registers, and a memory of gem that its factored and its plain gradients share
 SIZES = ("--n_hiddens", 99, "--replay_batch_size", 9, "--memories", 20, "--log_every", 9)
+pytestmark = pytest.mark.timeout(900)  # every learner, several times over
 PARTS = 40  # minibatches of 90 before a run is stopped
 
 CHILD = """
@@ -49,7 +50,7 @@ def work(variant, todo):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
