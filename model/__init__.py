@@ -4,6 +4,7 @@ Only the learner that is asked for is imported; of the others the text is read. 
 """
 
 import difflib
+import importlib
 import pkgutil
 from pathlib import Path
 
@@ -65,8 +66,7 @@ def create(name, n_inputs, n_outputs, n_tasks, **flags):
 
     Global random streams are as before; torch computes with as many threads as it is told. Raises UserError.
     """
-    from run.from_python import create  # which knows the flags; the only thing here that needs a run
-
+    create = importlib.import_module("run.from_python").create  # knows the flags; all else here needs no run
     return create(name, n_inputs, n_outputs, n_tasks, **flags)
 
 

@@ -493,21 +493,36 @@ class FirstExamples:
 
 
 class OldLogits:
-    """What a network once gave out for the example at each place of a reservoir: (capacity, n_outputs), 0 at first."""
+    """What a network once gave out for the example at each place of a reservoir: n_outputs numbers, 0 at first.
+
+    logits   (as many places as were ever reached, n_outputs)
+    """
 
     def __init__(self, capacity, n_outputs):
-        self.logits = torch.zeros(capacity, n_outputs)
+        self.capacity, self.logits = capacity, torch.zeros(0, n_outputs)
 
     def losses(self, places, labels):
         """(B,) float32 array: the cross-entropy of the logits at these places."""
+        self._reach(places)
         return F.cross_entropy(self.logits[places], torch.tensor(labels), reduction="none").numpy()
+
+    def forget(self, places):
+        """They hold other examples now."""
+        self._reach(places)
+        self.logits[places] = 0
+
+    def _reach(self, places):
+        needed, there = max(places, default=-1) + 1, len(self.logits)
+        if needed > there:
+            self.logits = F.pad(self.logits, (0, 0, 0, max(needed, min(2 * there, self.capacity)) - there))
 
     def state(self):
         return {"logits": self.logits.clone()}
 
     def load_state(self, state):
-        if state["logits"].shape != self.logits.shape:
-            raise ValueError(f"old logits {tuple(state['logits'].shape)} for {tuple(self.logits.shape)}")
+        n, width = state["logits"].shape
+        if n > self.capacity or width != self.logits.shape[1]:
+            raise ValueError(f"old logits {n} x {width} for {self.capacity} x {self.logits.shape[1]}")
         self.logits = state["logits"].to(torch.float32, copy=True)
 
 

@@ -40,7 +40,7 @@ class Net(Learner):
             self.net.sgd_sum([CrossEntropy(batch), CrossEntropy(self.retrieve(batch, t))])
         slots = self.memory.remember_all(batch)
         if self.args.compare_to_old_logits == "yes":
-            self.old.logits[[slot - self.first_free_slot for slot in slots if slot is not None]] = 0
+            self.old.forget([slot - self.first_free_slot for slot in slots if slot is not None])
 
     def retrieve(self, batch, t):
         """The slots of the replay_batch_size examples of a draw that suffer most."""

@@ -249,7 +249,7 @@ def bars(experiments, look):
         seeds = np.array([(value, place) for place, it in places for value in it.values[metric]])
         whiskers = np.where(stds > 0, stds, np.nan)
         axis.barh(y, means, height=0.72, color=faces, edgecolor=colours, linewidth=0.8)
-        axis.errorbar(means, y, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
+        axis.errorbar(means, y, xerr=whiskers, fmt="none", color=INK, ecolor=INK, elinewidth=0.9, capsize=2)
         axis.plot(*seeds.T, ".", color=INK, markersize=2.6, alpha=0.7, zorder=3)
         low, high = min(0, (means - stds).min(), seeds[:, 0].min()), max(0, (means + stds).max(), seeds[:, 0].max())
         for place, mean, std in zip(y, means, stds, strict=True):
