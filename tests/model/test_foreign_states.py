@@ -395,8 +395,8 @@ def test_why_it_cannot_go_on_with_more_tasks(with_more):
 
 
 def loaded(source, name):
-    """The class Net of a source, in a module of its own."""
-    module = types.ModuleType(f"model.{name}")
+    """The class Net of a source, in a module of its own, which hides none of ours."""
+    module = types.ModuleType(f"model.a_strangers_{name}")
     module.__package__ = "model"
     sys.modules[module.__name__] = module
     exec(compile(source, f"{name}.py", "exec"), vars(module))

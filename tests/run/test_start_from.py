@@ -269,7 +269,7 @@ def test_classes_that_belong_to_tasks_do_not_mix_with_others(go, tmp_path):
     for half in content:
         half[1][2] += 2
     torch.save(content, folder / "data" / "tiny.pt")
-    words = ["--model", "online", "--data_path", "data", "--threads", 1, "--n_layers", 0]
+    words = ["--model", "online", "--data_path", "data", "--threads", 1, "--n_layers", 0, "--network", "mlp"]
     assert go(folder, *words, "--data_file", "tiny.pt").code == 0
     (result,) = folder.glob("results/*.pt")
     found = go(folder, *words, *SECOND, "--start_from", result)
