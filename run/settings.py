@@ -253,7 +253,7 @@ def parse(words=None, before=None):
     Raises UserError on a flag that breaks its rule.
     """
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
-    name, network = (_named_in(words, flag) or before.get(flag.name, flag.default) for flag in (MODEL, NETWORK))
+    name, network = (_named_in(words, flag) or str(before.get(flag.name, flag.default)) for flag in (MODEL, NETWORK))
     if {"-h", "--help"} & set(words):
         with suppress(UserError):  # then left_out says why
             learners |= {name: model.load(name)}
