@@ -231,7 +231,8 @@ def inputs_by_slot(learner):
 
 def logits_of(learner, n):
     if hasattr(learner, "old"):  # mir: by place
-        return learner.old.logits if learner.old else torch.zeros(n, learner.n_outputs)
+        reached = learner.old.logits if learner.old else torch.zeros(0, learner.n_outputs)
+        return torch.nn.functional.pad(reached, (0, 0, 0, n - len(reached)))  # 0 where no draw has been
     state = learner.examples.state()
     rows = dict(zip(state["slots"], state["logits"], strict=True))
     return by_place(learner, [rows.get(i, torch.zeros(learner.n_outputs)) for i in range(max(rows) + 1)], n)
