@@ -80,6 +80,17 @@ def fill(experience):
                 learner.memory.remember_all(slots)
 
 
+def filled(tasks, flags):
+    """engine -> an Experience of these flags, its memory being full."""
+
+    def make(engine):
+        experience = make_experience(tasks, flags, engine)
+        fill(experience)
+        return experience
+
+    return make
+
+
 def seconds_per_example(experience, t, budget=1.0, stretches=5):
     """Median over stretches of the time that `observe` takes for an example of task t; all last `budget` together."""
     learner, source = experience.learner, examples(experience, t, 10**9)
@@ -247,15 +258,10 @@ def bench_steps(table):
         flags = " ".join(f"--{name} {value}" for name, value in given.items() if name != "data_file")
         args = settings.parse(flags.split())
 
-        def make(engine, flags=flags):
-            experience = make_experience(tasks, flags, engine)
-            fill(experience)
-            return experience
-
         def measure(experience):
             return seconds_per_example(experience, len(tasks.tasks) - 1)
 
-        times = {engine: 1e6 * value for engine, value in paired(make, measure).items()}
+        times = {engine: 1e6 * value for engine, value in paired(filled(tasks, flags), measure).items()}
         read = {flag.name for flag in args.learner.flags}
         shown = ("memories", "replay_batch_size", "batches_per_example")
         name = " ".join([args.model, *(str(getattr(args, flag)) for flag in shown if flag in read)])
@@ -272,8 +278,7 @@ def bench_successors(table):
         flags = f"--model {name} --lr 0.03 --memories 200 --replay_batch_size 10 --samples_per_task 1000"
 
         def make(engine, flags=flags):
-            experience = make_experience(tasks, flags, engine)
-            fill(experience)
+            experience = filled(tasks, flags)(engine)
             for x, t, y in examples(experience, 0, 2):  # er_ace does less in its first task
                 experience.learner.observe(x, t, y)
             return experience
@@ -417,11 +422,6 @@ def bench_split(table):
         for name, own in (("online", ""), ("eralg4", "--memories 500 --replay_batch_size 25")):
             flags = f"--model {name} --lr 0.03 --samples_per_task 1000 --scenario {scenario} {own}"
 
-            def make(engine, flags=flags):
-                experience = make_experience(tasks, flags, engine)
-                fill(experience)
-                return experience
-
             def learn(experience):
                 return seconds_per_example(experience, len(tasks.tasks) - 1)
 
@@ -430,9 +430,9 @@ def bench_split(table):
                 experience.evaluator.evaluate(experience.learner).accuracies()
                 return (time.perf_counter() - begin) / n_images
 
-            times = paired(make, learn)
+            times = paired(filled(tasks, flags), learn)
             table.add(f"split, {scenario}: {name}: example", "us", *(1e6 * times[engine] for engine in ENGINES))
-        times = paired(make, evaluate)
+        times = paired(filled(tasks, flags), evaluate)
         table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] for engine in ENGINES))
 
 
