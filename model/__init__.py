@@ -5,7 +5,6 @@ Only the learner that is asked for is imported; of the others the text is read. 
 
 import difflib
 import importlib
-import pkgutil
 from pathlib import Path
 
 from errors import UserError
@@ -16,17 +15,9 @@ ELSEWHERE = {"single": "online", "multimodal": "taskinput"}  # GEM's names of le
 
 def candidates():
     """Names of the files here that define a class `Net`, unimported."""
-    from model.declared import defines_net  # which needs model.learner, which needs model
+    from model.declared import defining  # which needs model.learner, which needs model
 
-    names = sorted(found.name for found in pkgutil.iter_modules([str(_HERE)]) if not found.ispkg)
-    return [name for name in names if defines_net(_source(name))]
-
-
-def _source(name):
-    try:
-        return (_HERE / f"{name}.py").read_text(errors="replace")
-    except OSError:
-        return ""
+    return defining(_HERE, "class Net")
 
 
 def read_all():

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import pkgutil
 from functools import cache
 from pathlib import Path
 
@@ -52,14 +53,20 @@ class Declared:
             return None
 
 
-def defines_net(text):
-    """Whether the text of a file makes a class Net, or cannot be understood and looks as if it did."""
-    return _defines("Net", "class Net", text)
+def defining(folder, line):
+    """Names of the files of a folder that make what such a line does ("class Net", "def make"), unimported.
+
+    And of those that cannot be understood and look as if they did.
+    """
+    names = sorted(file.name for file in pkgutil.iter_modules([str(folder)]) if not file.ispkg)
+    return [name for name in names if _defines(line.split()[1], line, _text(folder / f"{name}.py"))]
 
 
-def defines_make(text):
-    """Whether the text of a file makes a function make, or cannot be understood and looks as if it did."""
-    return _defines("make", "def make", text)
+def _text(path):
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @cache

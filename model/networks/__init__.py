@@ -10,7 +10,6 @@ The module gets x as (B, *image_shape), or (B, n_inputs), and gives (B, n_output
 """
 
 import argparse
-import pkgutil
 from pathlib import Path
 
 from torch import nn
@@ -41,17 +40,9 @@ BY_DATA = ("mlp", "resnet18")  # which of these it may be
 
 def names():
     """Names of the files here that define a function `make`, unimported."""
-    from model.declared import defines_make  # which needs model.learner, which needs this
+    from model.declared import defining  # which needs model.learner, which needs this
 
-    found = sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.ispkg)
-    return [name for name in found if defines_make(_source(name))]
-
-
-def _source(name):
-    try:
-        return Path(__path__[0], f"{name}.py").read_text(errors="replace")
-    except OSError:
-        return ""
+    return defining(Path(__path__[0]), "def make")
 
 
 def read_all():
