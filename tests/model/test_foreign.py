@@ -5,13 +5,11 @@ They are put into a copy of the program, which runs in a process of its own.
 
 import json
 import re
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, copy_program
+from conftest import ROOT
+from strangers import copy_with, run
 
 GEM_STYLE = """
 import torch
@@ -120,32 +118,15 @@ def readme_learner():
     return (found[2], found[1]) if found else (None, None)
 
 
-RUN_ALL = """
-import contextlib, io, json, sys
-import main
-
-for words in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main.main(words)
-        except SystemExit as exit:
-            code = exit.code
-    print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
-"""
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """{name: what main.py did} of all command lines, in one process of a copy of the program with more learners."""
     folder = tmp_path_factory.mktemp("copy")
-    copy_program(folder, "build", "benchmarks", "*.c")
     learners = {"gemstyle": GEM_STYLE, "absolute": ABSOLUTE, "ownflags": OWN_FLAGS, "broken": BROKEN}
     example, source = readme_learner()
     if example:
         learners[example] = source
-    for name, text in learners.items():
-        (folder / "mer" / "model" / f"{name}.py").write_text(text)
+    program = copy_with(folder, learners)
 
     generator = torch.Generator().manual_seed(0)
     for name, n_inputs, n in (("vectors.pt", 12, 8), ("cifar100.pt", 3072, 2)):
@@ -153,9 +134,8 @@ def results(tmp_path_factory):
             [[f"task {t}", torch.rand(n, n_inputs, generator=generator), torch.arange(n) % 2 + 2 * t] for t in range(2)]
             for _ in ("train", "test")
         ]
-        torch.save(splits, folder / name)
-    on = ["--data_path", str(folder), "--data_file"]
-    vectors, images = [*on, "vectors.pt", *TINY], [*on, "cifar100.pt", *TINY]
+        torch.save(splits, folder / "data" / name)
+    vectors, images = (["--data_file", name, *TINY] for name in ("vectors.pt", "cifar100.pt"))
     lines = {
         "help": ["--help"],
         "gemstyle": [*vectors, "--model", "gemstyle"],
@@ -173,21 +153,7 @@ def results(tmp_path_factory):
     if example:
         for kind in ("auto", "reference"):
             lines[f"readme {kind}"] = [*vectors, "--model", example, "--engine", kind]
-    words = [[*line, "--save_path", str(folder / f"results {i}/")] for i, line in enumerate(lines.values())]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL],
-        cwd=folder / "mer",
-        input=json.dumps(words),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found = {}
-    for i, (name, line) in enumerate(zip(lines, done.stdout.splitlines(), strict=True)):
-        files = {path.suffix: path for path in (folder / f"results {i}").glob("*")}
-        found[name] = SimpleNamespace(**json.loads(line), files=files)
-    return found
+    return run(program, {name: (line, None) for name, line in lines.items()})
 
 
 def same_weights(one, other):
