@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from disk.locks import claim
 from report import read
 from run import FORMAT, checkpoints, provenance, settings
 from sweep.commands import as_text, facts
@@ -53,8 +54,12 @@ def prepare(command):
 
 
 def key_of(science, data, code):
-    """Hex sha256 of what a run's numbers depend on: flags (engine and draws concrete), data, program."""
-    return hashlib.sha256(json.dumps([science, data, code], sort_keys=True).encode()).hexdigest()
+    """Text of what a run's numbers depend on: flags (engine and draws concrete) and data, a hyphen, the program.
+
+    Each half is a part of the sha256, in hex.
+    """
+    halves = [hashlib.sha256(json.dumps(half, sort_keys=True).encode()).hexdigest() for half in ([science, data], code)]
+    return "-".join(half[:32] for half in halves)
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,12 @@ def _read(path, modified, size):
 
 def private_folder(folder, key):
     """Where a job's run works, alone, until it has finished: what a killed one leaves can spoil nothing."""
-    return Path(folder) / ".sweep" / key[:32]
+    return Path(folder) / ".sweep" / key
 
 
 def lock_path(folder, key):
     """The file that is locked while anyone is at a job."""
-    return Path(folder) / ".sweep" / f"{key[:32]}.lock"
+    return Path(folder) / ".sweep" / f"{key}.lock"
 
 
 def publish(folder, key):
@@ -117,3 +122,13 @@ def publish(folder, key):
             if path.suffix != checkpoints.ENDING:
                 os.replace(path, Path(folder) / path.name)
         shutil.rmtree(private, ignore_errors=True)
+
+
+def tidy(folder, key):
+    """Removes what other versions of the program began of a finished run, unless they are at it."""
+    for path in private_folder(folder, "").glob(f"{key.partition('-')[0]}-*.lock"):
+        with suppress(OSError):
+            if path != lock_path(folder, key) and (mine := claim(path)):
+                with closing(mine):
+                    shutil.rmtree(private_folder(folder, path.stem), ignore_errors=True)
+                    path.unlink()

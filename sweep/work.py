@@ -16,7 +16,7 @@ from disk.locks import claim
 from errors import UserError
 from run import provenance
 from sweep.commands import as_text, words
-from sweep.job import Job, finished, lock_path, private_folder, publish
+from sweep.job import Job, finished, lock_path, private_folder, publish, tidy
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.1  # seconds
@@ -88,6 +88,8 @@ def perform(job: Job, site: Site, wait: bool, stop: threading.Event = NEVER, pla
         if outcome is None:
             with place or nullcontext({}) as variables:
                 outcome = Outcome("stopped") if variables is None else _tried(job, site, lock, stop, variables)
+        if outcome.status not in ("failed", "stopped"):
+            tidy(site.folder, job.key)
         return outcome
 
 

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from disk import locks
 from report import pack
 from run import provenance
 from sweep import __main__ as command_line
@@ -194,6 +196,22 @@ def test_a_run_that_finished_while_its_sweep_died_is_kept(write, run_sweep, run_
     code, out, err = run_sweep(3, "--commands", path)
     assert code == 0 and "0 done, 1 skipped" in out, err
     assert (tmp_path / "sweep" / left.name).exists() and not private.exists()
+
+
+def test_what_other_versions_of_the_program_began_is_removed(write, run_sweep, tmp_path):
+    path, folder = write("--model online"), tmp_path / "sweep"
+    (command,) = commands.read(path.read_text().splitlines(), path)
+    mine, other_seed = (job.prepare(command.with_seed(seed)).key for seed in (3, 4))
+    run = mine.partition("-")[0]
+    left = [f"{run}-{'0' * 32}", f"{run}-{'1' * 32}", f"{other_seed.partition('-')[0]}-{'0' * 32}"]
+    for key in left:
+        job.private_folder(folder, key).mkdir(parents=True)
+        (job.private_folder(folder, key) / "half.checkpoint").write_bytes(b"x")
+        job.lock_path(folder, key).touch()
+    with closing(locks.claim(job.lock_path(folder, left[1]))):  # another checkout's sweep is at it
+        assert run_sweep(3, "--commands", path)[0] == 0
+    there = sorted(entry.name for entry in (folder / ".sweep").iterdir())
+    assert there == sorted([f"{mine}.lock", *left[1:], *(f"{key}.lock" for key in left[1:])])
 
 
 @pytest.mark.parametrize("fault", ["vanished", "full"])
