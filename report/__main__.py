@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from errors import UserError
-from report import make_report, pack
+from report import make_report, pack, some_runs, summary, tables
 
 
 def read_commands(path):
@@ -26,7 +26,7 @@ def read_commands(path):
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return (pack_runs if arguments[:1] == ["pack"] else report_runs)(arguments)
+        return {"pack": pack_runs, "table": print_table}.get(" ".join(arguments[:1]), report_runs)(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,11 +44,32 @@ def pack_runs(arguments):
     return 0
 
 
+def print_table(arguments):
+    parser = argparse.ArgumentParser(prog="python -m report table", description=summary.__doc__.split(" `")[0])
+    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    parser.add_argument(
+        "--than",
+        metavar="LEARNER",
+        help="mark by * the RAs that differ from this learner's at the same memory size (p < 0.05, Holm's correction)",
+    )
+    args = parser.parse_args(arguments[1:])
+    runs, skipped = some_runs(args.places)
+    for it in skipped:
+        print(f"skipped {it.path}: {it.reason}", file=sys.stderr)
+    found, _ = tables.experiments(runs)
+    labels = dict.fromkeys(it.label for it in found)
+    if args.than and args.than not in labels:
+        raise UserError(f"--than {args.than}: no run is of that learner; choose from {', '.join(labels)}")
+    print(summary.summary(found, args.than), end="")
+    return 0
+
+
 def report_runs(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m report",
         description=__doc__.split(" See")[0],
-        epilog="python -m report pack PLACE… OUT.jsonl.gz puts all runs into one small file, which is a PLACE, too.",
+        epilog="python -m report pack PLACE… OUT.jsonl.gz puts all runs into one small file, which is a PLACE, too; "
+        "python -m report table PLACE… prints one table of RA and BTI as Markdown.",
     )
     parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
     parser.add_argument("--out", metavar="DIR", help="folder to write to (report in the first place)")

@@ -22,7 +22,7 @@ UNKNOWN_DATA = "†"  # marks runs whose data are known by the file's name alone
 VALUES = (*NAMES, "before", "after", "seconds")  # of a run; those after NAMES may be unknown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """Runs of one learner that differ in nothing but their seed, in order of seed.
 
@@ -127,17 +127,18 @@ def experiments(runs):
         for group, differs in zip(alike, _differences([group[0] for group in alike]), strict=True):
             run = group[0]
             found.append(Experiment(data, label, run.model, memory, run.science, differs, tuple(group)))
-    return sorted(found, key=_order), superseded
+    return sorted(found, key=order), superseded
 
 
-def _order(it):
+def order(it):
+    """What experiments are sorted by: data, those with fewest tasks first; learner in ORDER; memory; settings."""
     rank = ORDER.index(it.model) if it.model in ORDER else len(ORDER)
     return it.runs[0].n_tasks, it.data, rank, it.model, it.label, it.memory or 0, it.differs
 
 
 def data_sets(found):
     """Names of the data sets, the ones with fewest tasks first."""
-    return list(dict.fromkeys(it.data for it in sorted(found, key=_order)))
+    return list(dict.fromkeys(it.data for it in sorted(found, key=order)))
 
 
 def _data(run):
