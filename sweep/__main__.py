@@ -2,6 +2,8 @@
 
 Each run is a process of its own. One that dies is run again from its last checkpoint; a sweep that died is simply
 started again: it skips what is finished, and goes on with the rest. Any number of sweeps may share a results folder.
+
+`python -m sweep chosen RECORD…` prints the commands that tunings chose, from their records.
 """
 
 import argparse
@@ -30,7 +32,10 @@ def _listed(parse):
 def make_parser():
     seeds, names, sizes = _listed(integer(0, MOST_SEED)), _listed(str), _listed(integer(1))
     parser = argparse.ArgumentParser(
-        prog="python -m sweep", description="Run many commands of main.py side by side.", allow_abbrev=False
+        prog="python -m sweep",
+        description="Run many commands of main.py side by side.",
+        epilog="python -m sweep chosen RECORD… prints the commands that tunings chose, from their records.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "seeds", nargs="*", type=seeds, metavar="SEED", help="run every command with each of these seeds"
@@ -57,8 +62,15 @@ def make_parser():
     parser.add_argument("--tries", type=integer(1), default=3, help="how often a run that dies is started, default 3")
 
     grid = parser.add_argument_group("tuning: the best point of a grid, chosen on other seeds than those reported")
-    grid.add_argument(
+    either = grid.add_mutually_exclusive_group()
+    either.add_argument(
         "--grid", action="append", default=[], metavar="FLAG=V,V,…", help="values to try; may be repeated"
+    )
+    either.add_argument(
+        "--tune",
+        action="store_true",
+        help="the commands are the points: of those of one learner, data and memory size one is chosen; a value V,V,… "
+        "in them stands for several",
     )
     grid.add_argument(
         "--tuning_seeds", nargs="+", type=seeds, default=[[100, 101, 102]], metavar="SEED", help="default 100 101 102"
@@ -72,14 +84,15 @@ def choose(args):
     try:
         with ExitStack() as stack:
             lines = sys.stdin if args.commands == "-" else stack.enter_context(open(args.commands))
-            commands = read(lines, source)
+            commands = read(lines, source, several=args.tune)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--commands {source} cannot be read: {error}; give a text file") from error
     commands = select(commands, args.learner, args.data, args.memories)
     own_seeds = [command.has_seed for command in commands]
-    if (args.seeds or args.grid) and any(own_seeds):
+    tunes = args.grid or args.tune
+    if (args.seeds or tunes) and any(own_seeds):
         raise UserError("a command has a --seed of its own; leave it out there, or the seeds here")
-    if not (args.seeds or args.grid or args.list or all(own_seeds)):
+    if not (args.seeds or tunes or args.list or all(own_seeds)):
         raise UserError("which seeds? Give some (0 1 2 3 4), or each command a --seed")
     return commands
 
@@ -113,11 +126,11 @@ class Campaign:
     def tune(self, trials, args):
         """The commands with the flags that the tuning chose, those where it chose; leaves the record."""
         outcomes = self.run(trials.commands(), tuning.folder(args.save_path) / "runs")
-        entries = {command: trials.judge(command, outcomes) for command in trials.grid}
+        entries = {command: trials.judge(command, outcomes) for command in trials.grids}
         for entry in entries.values():
             print(f"chosen: {entry['chosen_command'] or 'nothing for ' + entry['command']}")
         print(f"the whole grid: {trials.record(args.save_path, list(entries.values()), args.seeds)}", flush=True)
-        return [trials.chosen(command, entry) for command, entry in entries.items() if entry["choice"]]
+        return [trials.chosen(command, entry) for command, entry in entries.items() if entry["chosen_command"]]
 
     def close(self):
         self.pool.close()
@@ -127,7 +140,10 @@ def sweep(args):
     """Carries out a command line; returns the exit code: 1 where a run failed."""
     args.seeds, args.tuning_seeds = flat(args.seeds), flat(args.tuning_seeds)
     commands = choose(args)
-    trials = tuning.Tuning(commands, grid_points(args.grid), args.tuning_seeds) if args.grid else None
+    trials = None
+    if args.grid or args.tune:
+        grids = tuning.grouped(commands) if args.tune else tuning.crossed(commands, grid_points(args.grid))
+        trials = tuning.Tuning(grids, args.tuning_seeds)
     if args.list:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--list | head`
         print("\n".join(map(str, trials.commands() if trials else with_seeds(commands, args.seeds))))
@@ -135,7 +151,7 @@ def sweep(args):
     reported = args.seeds or [command.args.seed for command in commands if not trials]
     tuning.refuse_overlap(args.save_path, reported, args.tuning_seeds if trials else [])
     with closing(Campaign(args)) as campaign:
-        n_wanted = len(commands)
+        n_wanted = len(trials.grids if trials else commands)
         if trials:
             commands = campaign.tune(trials, args)
         failed = len(commands) < n_wanted
@@ -143,6 +159,17 @@ def sweep(args):
             outcomes = campaign.run(with_seeds(commands, args.seeds), args.save_path)
             failed |= any(outcome.failure for outcome in outcomes.values())
     return int(failed)
+
+
+def print_chosen(arguments):
+    """Prints the commands that the records named in a command line chose; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep chosen",
+        description="Print the commands that tunings chose: for a learner, data and memory size the newest record's.",
+    )
+    parser.add_argument("records", nargs="+", metavar="RECORD", help="a tuning_….json")
+    print("\n".join(tuning.chosen(parser.parse_args(arguments).records)))
+    return 0
 
 
 def flat(lists):
@@ -156,7 +183,10 @@ def say(text):
 
 def main(arguments=None):
     """Runs the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 128 + a signal's number."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["chosen"]:
+            return print_chosen(arguments[1:])
         return sweep(make_parser().parse_intermixed_args(arguments))
     except (UserError, OSError) as error:
         say(f"error: {error}")

@@ -50,7 +50,7 @@ class Command:
 
     def plus(self, flags):
         """The command with these flags, {name: text}, in place of its own."""
-        return Command.of(words(self.flags | flags), " ".join(f"{name} {text}" for name, text in flags.items()))
+        return Command.of(words(self.flags | flags), note_of(flags))
 
     def with_seed(self, seed):
         return Command(self.flags | {"seed": str(seed)}, self.args.changed(seed=seed), self.note)
@@ -84,14 +84,20 @@ def words(flags):
     return [word for name, text in flags.items() for word in (f"--{name}", text)]
 
 
+def note_of(flags):
+    """{name: text} for people."""
+    return " ".join(f"{name} {text}" for name, text in flags.items())
+
+
 def as_text(flags):
     """The command line of {name: text}, to be pasted into a shell."""
     return shlex.join(("python", "main.py", *words(flags)))
 
 
-def read(lines, source):
+def read(lines, source, several=False):
     """[Command] of lines like `python main.py --model online`; empty ones and # comments count for nothing.
 
+    several   a value V,V,… stands for several: a line is the commands of all combinations
     Raises UserError that gives the line.
     """
     found = []
@@ -102,7 +108,8 @@ def read(lines, source):
                 continue
             if len(parts) < 2 or Path(parts[1]).name != "main.py":
                 raise UserError(f"{line.strip()[:80]!r} is no command of main.py; write: python main.py --model …")
-            found.append(Command.of(parts[2:]))
+            values = [word.split(",") if several else [word] for word in parts[2:]]
+            found += [Command.of(words) for words in itertools.product(*values)]
         except (UserError, ValueError) as error:
             raise UserError(f"{source}, line {number}: {error}") from error
     return found

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import shlex
 import statistics
 from pathlib import Path
 
 from disk.atomic import writing
 from errors import UserError
 from run import provenance
-from sweep.commands import facts
+from sweep.commands import Command, facts, note_of, words
 from sweep.job import prepare
 
 FORMAT = "mer-tuning/1"
@@ -20,14 +21,21 @@ def folder(save_path):
     return Path(save_path) / "tuning"
 
 
+def read(path):
+    """The content of a record. Raises UserError where it is none."""
+    try:
+        record = json.loads(Path(path).read_text())
+        dict.fromkeys(record["tuning_seeds"]), record["date"] + "", record["experiments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of a tuning ({error!r}); move it away, or name another") from error
+    return record
+
+
 def refuse_overlap(save_path, seeds, tuning_seeds):
     """Raises UserError where a seed to be reported is one of these tuning seeds, or of those in a record."""
     used = {seed: "--tuning_seeds" for seed in tuning_seeds}
     for path in sorted(folder(save_path).glob("*.json")):
-        try:
-            used |= dict.fromkeys(json.loads(path.read_text())["tuning_seeds"], f"the record {path}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no record of a tuning ({error!r}); move it away") from error
+        used |= dict.fromkeys(read(path)["tuning_seeds"], f"the record {path}")
     for seed in seeds:
         if seed in used:
             raise UserError(
@@ -36,29 +44,75 @@ def refuse_overlap(save_path, seeds, tuning_seeds):
             )
 
 
+def chosen(paths):
+    """[command line] that the records chose: of a learner, its data and memory size the choice of the newest record.
+
+    Raises UserError for what is no record, and for an experiment of which nothing was chosen.
+    """
+    found = {}
+    for path, record in sorted(((path, read(path)) for path in paths), key=lambda it: it[1]["date"]):
+        try:
+            for entry in record["experiments"]:
+                command = Command.of(shlex.split(entry["points"][0]["command"])[2:])
+                found[_experiment(command)] = entry["chosen_command"], entry["command"], path
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path} is no record of a tuning ({error!r}); name another") from error
+    for line, command, path in found.values():
+        if not line:
+            raise UserError(f"{path} chose nothing for {command}: a run failed, or all diverged; tune it again")
+    return [line for line, _, _ in found.values()]
+
+
+def crossed(commands, points):
+    """The grids of `Tuning`: each command with each of the points, [{flag: text}]. Raises UserError: see `_grid`."""
+    return {command: _grid("--grid", points, [command.plus(point) for point in points]) for command in commands}
+
+
+def grouped(commands):
+    """The grids of `Tuning`: the commands of one learner, data and memory size are the points of one grid.
+
+    Raises UserError: see `_grid`.
+    """
+    groups, grids = {}, {}
+    for command in commands:
+        groups.setdefault(_experiment(command), {})[tuple(sorted(command.flags.items()))] = command
+    for alike in (list(group.values()) for group in groups.values()):
+        first = alike[0].flags.items()
+        shared = {flag: text for flag, text in first if all(it.flags.get(flag) == text for it in alike)}
+        points = [{flag: text for flag, text in it.flags.items() if flag not in shared} for it in alike]
+        trials = [Command(it.flags, it.args, note_of(point)) for it, point in zip(alike, points, strict=True)]
+        grids[Command.of(words(shared))] = _grid("--tune", points, trials)
+    return grids
+
+
+def _grid(how, points, trials):
+    """[(point, its Command)]. Raises UserError where a learner does not read a flag of its point."""
+    for point, trial in zip(points, trials, strict=True):
+        for flag in point:
+            if not trial.reads(flag):
+                raise UserError(
+                    f"{how} {flag}: {trial.args.model} does not read --{flag}; choose learners with --learner"
+                )
+    return list(zip(points, trials, strict=True))
+
+
+def _experiment(command):
+    return command.args.model, facts(command.args).identity, command.n_memories
+
+
 class Tuning:
-    """A grid over some commands.
+    """A grid for each of some commands.
 
-    commands   [commands.Command] without seeds
-    points     [{flag: text}]
-    seeds      the tuning seeds
-
-    Raises UserError where a learner does not read a flag of the grid.
+    grids   {commands.Command without seed: [({flag: text} of a point, the Command with them)]}
+    seeds   the tuning seeds
     """
 
-    def __init__(self, commands, points, seeds):
-        self.points, self.seeds = points, seeds
-        for command in commands:
-            for flag in points[0]:
-                if not command.reads(flag):
-                    raise UserError(
-                        f"--grid {flag}: {command.args.model} does not read --{flag}; choose learners with --learner"
-                    )
-        self.grid = {command: [command.plus(point) for point in points] for command in commands}
+    def __init__(self, grids, seeds):
+        self.grids, self.seeds = grids, seeds
 
     def commands(self):
         """The command of every run: all points of all grids, for each tuning seed."""
-        return [trial.with_seed(seed) for trials in self.grid.values() for trial in trials for seed in self.seeds]
+        return [trial.with_seed(seed) for grid in self.grids.values() for _, trial in grid for seed in self.seeds]
 
     def judge(self, command, outcomes):
         """A record's entry for one command, as plain values: each point with its RA by seed, and the choice.
@@ -68,7 +122,7 @@ class Tuning:
         a run failed otherwise: it might have been the best.
         """
         points, complete = [], True
-        for flags, trial in zip(self.points, self.grid[command], strict=True):
+        for flags, trial in self.grids[command]:
             of_seeds = {seed: outcomes[prepare(trial.with_seed(seed)).key] for seed in self.seeds}
             values = [outcome.RA for outcome in of_seeds.values()]
             eligible = None not in values
@@ -88,7 +142,7 @@ class Tuning:
         return {
             "command": str(command),
             "data": {"file": command.args.data_file, "identity": facts(command.args).identity},
-            "code": prepare(self.grid[command][0].with_seed(self.seeds[0])).code,
+            "code": prepare(self.grids[command][0][1].with_seed(self.seeds[0])).code,
             "points": points,
             "choice": best and best["flags"],
             "chosen_command": best and best["command"],
@@ -96,7 +150,7 @@ class Tuning:
 
     def chosen(self, command, entry):
         """The Command with the flags that its entry chose."""
-        return self.grid[command][self.points.index(entry["choice"])]
+        return next(trial for flags, trial in self.grids[command] if flags == entry["choice"])
 
     def record(self, save_path, entries, reported_seeds):
         """Writes the record of these entries, unless there is one that says the same; returns its path."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -269,6 +270,149 @@ def test_tuning(write, run_sweep, tmp_path):
     assert code == 2 and "seed 9 serves for tuning (the record" in err and "choose other seeds" in err
 
 
+def test_lines_as_the_points_of_a_grid(write, run_sweep, tmp_path):
+    path = write(
+        "--model online --lr 0.0001,0.1 --n_epochs 2",
+        "--model eralg4 --memories 4 --lr 0.01",
+        "--model eralg4 --memories 9 --lr 0.01 --replay_batch_size 2",
+        "--model online --lr 0.001 --n_epochs 1",
+        "--model online --lr 0.1 --n_epochs 2",  # once more
+    )
+    code, out, err = run_sweep("--commands", path, "--tune", "--tuning_seeds", 8, 9)
+    assert code == 0 and "10 done" in out, out + err
+    (record,) = (tmp_path / "sweep" / "tuning").glob("*.json")
+    online, *er = json.loads(record.read_text())["experiments"]
+    assert [point["flags"] for point in online["points"]] == [
+        {"lr": "0.0001", "n_epochs": "2"},
+        {"lr": "0.1", "n_epochs": "2"},
+        {"lr": "0.001", "n_epochs": "1"},
+    ]
+    assert not {"--lr", "--n_epochs"} & set(online["command"].split())
+    means = [point["mean"] for point in online["points"]]
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "sweep" / "tuning" / "runs").glob("*.json")]
+    for point, mean in zip(online["points"], means, strict=True):
+        alike = {name: float(text) for name, text in point["flags"].items()}
+        mine = [run for run in runs if run["model"] == "online" and run["args"] == run["args"] | alike]
+        assert len(mine) == 2 and mean == pytest.approx(sum(run["stats"]["RA"] for run in mine) / 2)
+    assert online["choice"] == online["points"][means.index(max(means))]["flags"]
+    assert [len(entry["points"]) for entry in er] == [1, 1]  # memories of two sizes are two experiments
+    assert [entry["choice"] for entry in er] == [{}, {}] and all(entry["chosen_command"] for entry in er)
+    assert "10 skipped" in run_sweep("--commands", path, "--tune", "--tuning_seeds", 8, 9)[1]
+
+
+def record_of(path, date, *choices):
+    """Writes a record of a tuning; choices: (the points' common flags, the chosen point's, or None)."""
+    entries = [
+        {
+            "command": f"python main.py {shared}",
+            "points": [{"flags": {}, "command": f"python main.py {shared} --lr 0.5"}],
+            "chosen_command": None if point is None else f"python main.py {shared} {point}".strip(),
+        }
+        for shared, point in choices
+    ]
+    path.write_text(json.dumps({"tuning_seeds": [100], "date": date, "experiments": entries}))
+    return path
+
+
+def test_of_an_experiment_the_newest_choice_counts(tmp_path, capsys):
+    online, er = "--model online --cuda no", "--model eralg4 --memories 200 --cuda no"
+    new = record_of(tmp_path / "a.json", "2026-11-02", (online, "--lr 0.1"))
+    old = record_of(tmp_path / "b.json", "2026-11-01", (er, "--lr 0.2"), (f"{online} --n_epochs 1", "--lr 0.3"))
+    assert command_line.main(["chosen", str(new), str(old)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"python main.py {er} --lr 0.2",
+        f"python main.py {online} --lr 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "is no record of a tuning"),
+        ('{"tuning_seeds": [1], "date": 3, "experiments": []}', "is no record of a tuning"),
+        ('{"tuning_seeds": [1], "date": "3", "experiments": [{"points": []}]}', "is no record of a tuning"),
+        (None, "chose nothing for python main.py --model online: a run failed, or all diverged; tune it again"),
+    ],
+)
+def test_records_that_choose_nothing_are_named(content, message, tmp_path, capsys):
+    path = record_of(tmp_path / "a.json", "2026-11-02", ("--model online", None))
+    if content:
+        path.write_text(content)
+    assert command_line.main(["chosen", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and "a.json" in err and not out
+
+
+def script(*words):
+    environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
+    done = subprocess.run(
+        ["./successor_examples.sh", *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+
+
+def test_successors_are_listed_on_all_streams_with_all_memories():
+    found = commands.read(script("--experiments"), "the list")
+    successors = {"agem", "der", "derpp", "mir", "er_ace", "lamaml", "clser", "gss"}
+    wanted = {
+        (name, data, size)
+        for name in successors | {"eralg4", "meralg6", "meralg7"}
+        for data in DATA
+        for size in ((5120, 500) if data == "manypermutations" else (5120, 500, 200))
+    } | {("joint", data, None) for data in DATA}
+    assert Counter((it.args.model, it.data, it.n_memories) for it in found) == Counter(wanted)
+    for it in found:
+        shared = {**SHARED, "log_every": 500, "samples_per_task": DATA[it.data]}
+        assert {name: getattr(it.args, name) for name in shared} == shared
+        assert all(it.reads(flag) for flag in it.flags)
+
+
+def test_the_grids_are_small_and_hold_the_list_s_experiments():
+    grids = tuning.grouped(commands.read(script("--tune", "--experiments"), "the grids", several=True))
+    wanted = {(it.args.model, it.data, it.n_memories) for it in commands.read(script("--experiments"), "the list")}
+    wanted = {(name, data, size) for name, data, size in wanted if data != "manypermutations" and size != 500}
+    assert Counter((it.args.model, it.data, it.n_memories) for it in grids) == Counter(wanted)
+    for grid in grids.values():
+        assert 1 < len(grid) <= 24
+        assert all(trial.args.log_every >= 20_000 and trial.args.samples_per_task == 1000 for _, trial in grid)
+
+
+def test_the_list_is_printed_from_what_was_chosen(tmp_path):
+    """All sizes and streams of each choice, and the flags of the reported runs."""
+    points = commands.read(script("--tune", "--experiments"), "the grids", several=True)
+    choices = {}
+    for it in points:
+        if it.args.model in ("agem", "joint"):
+            choices[it.args.model, it.data, it.n_memories] = it  # the last point of each grid
+    entries = [(commands.as_text(it.flags).split(" ", 2)[2], "") for it in choices.values()]
+    lines = script("--chosen", record_of(tmp_path / "a.json", "2026-11-02", *entries))
+    assert all(re.match(r"python main.py --model \w+ +\$(rotations|permutations|many) --", line) for line in lines)
+    values = dict(
+        re.findall(r'^(rotations|permutations|many)="(.*)"$', (ROOT / "successor_examples.sh").read_text(), re.M)
+    )
+    found = commands.read(
+        [re.sub(r"\$(\w+)", lambda it: values[it[1]].replace(" $shared", ""), line) for line in lines], "it"
+    )
+    assert len(found) == 2 * 3 + 2 + 3
+    for it in found:
+        data = it.data.replace("many", "")
+        size = {500: 200}.get(it.n_memories, it.n_memories)
+        chosen = choices[it.args.model, data, size]
+        assert it.args.samples_per_task == DATA[it.data]
+        own = chosen.flags.keys() - {*SHARED, "data_file", "samples_per_task", "memories"}
+        assert {name: it.flags[name] for name in own} == {name: chosen.flags[name] for name in own}
+
+
+def test_gradients_are_compared_for_six_learners_at_200_memories():
+    found = commands.read(script("--alignment", "--experiments"), "the list")
+    names = ("online", "eralg4", "gem", "meralg1", "meralg6", "lamaml")
+    wanted = [(name, data) for name in names for data in ("rotations", "permutations")]
+    assert Counter((it.args.model, it.data) for it in found) == Counter(wanted)
+    assert {it.n_memories for it in found} == {None, 200}
+    assert {(it.args.alignment, it.args.log_every) for it in found} == {(10, 1000)}
+
+
 @pytest.mark.parametrize(
     "of_seeds, choice",
     [
@@ -281,7 +425,7 @@ def test_tuning(write, run_sweep, tmp_path):
 def test_the_choice(of_seeds, choice, write):
     path = write("--model online")
     commands_ = commands.read(path.read_text().splitlines(), path)
-    trials = tuning.Tuning(commands_, [{"lr": lr} for lr in of_seeds], [8, 9])
+    trials = tuning.Tuning(tuning.crossed(commands_, [{"lr": lr} for lr in of_seeds]), [8, 9])
     made = [job.prepare(command) for command in trials.commands()]
     outcomes = {}
     for it, value in zip(made, (value for values in of_seeds.values() for value in values), strict=True):
@@ -308,6 +452,11 @@ def test_the_choice(of_seeds, choice, write):
         ("--model online", ("1", "--grid", "lr"), "--grid lr: write --grid FLAG=VALUE"),
         ("--model online", ("1", "--grid", "seed=1,2"), "seed is nothing to tune"),
         ("--model online", ("1", "--grid", "lr=1,-1"), "argument --lr: -1.0 is too small"),
+        ("--model online --gamma 1,2", ("--tune",), "--tune gamma: online does not read --gamma"),
+        ("--model online --lr 1,x", ("--tune",), "line 1: argument --lr: 'x' is not a number"),
+        ("--model online --lr 1,2", ("1",), "line 1: argument --lr: '1,2' is not a number"),
+        ("--model online --lr 1,2", ("100", "--tune"), "seed 100 serves for tuning (--tuning_seeds)"),
+        ("--model online --seed 1,2", ("--tune",), "a command has a --seed of its own"),
         ("--model online", ("101", "--grid", "lr=1"), "seed 101 serves for tuning (--tuning_seeds)"),
         ("--model online --data_file no.pt", ("1",), "no data file"),
     ],
