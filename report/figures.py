@@ -29,15 +29,22 @@ from report import tables
 
 # Chosen by search: at least 3:1 against the background, and no two closer than 0.06 (OKLab) to normal, protan, deutan
 # or tritan eyes. In the order of tables.ORDER; learners of other names take them from the start again.
-LIGHT = ("#6b6c6f", "#2f2e2a", "#8b7a02", "#6c4097", "#4f8f5c", "#3099c2", "#2141d0", "#ac3314", "#c3881a", "#810252")
-DARK = ("#95949a", "#fdf4e6", "#f2d646", "#d491f9", "#42cf92", "#a8d8f4", "#4577d3", "#e85a11", "#fd9407", "#b24575")
-MARKERS = "xo+*sv^DPX"
+LIGHT = (
+    *("#6b6c6f", "#2f2e2a", "#8b7a02", "#6c4097", "#4f8f5c", "#3099c2", "#2141d0", "#ac3314", "#c3881a", "#810252"),
+    *("#5c3505", "#ee55b9", "#c44993", "#5967d2", "#7e4849", "#b66aff", "#0b4d72", "#8a12ff", "#1d2d7a", "#55159e"),
+)
+DARK = (
+    *("#95949a", "#fdf4e6", "#f2d646", "#d491f9", "#42cf92", "#a8d8f4", "#4577d3", "#e85a11", "#fd9407", "#b24575"),
+    *("#66945c", "#fcb0c5", "#da27cc", "#8365a6", "#d0092b", "#cc5dfb", "#58accc", "#7740f7", "#48fc96", "#457243"),
+)
+MARKERS = "xo+*sv^DPX<>phd4|123"
 DASHES = [(0, dash) if dash else "-" for dash in (
     (1, 1.2), (6, 2), (4, 1.5, 1, 1.5), (8, 1.5, 1, 1.5, 1, 1.5), None, (5, 1), None, None, (7, 1.2), (3, 1)
 )]  # fmt: skip
 INK, MUTED, RULE, PAPER = "#1b1f24", "#59606a", "#d8dce1", "#fefefe"
 NOTHING = "There are no runs."
 MOST_CURVES, MOST_POINTS, MOST_NUMBERED = 20, 60, 25  # in a panel of curves, on a curve, tasks of a matrix
+MOST_TOGETHER = 12  # learners in a panel, unless all are the paper's, or none
 # from the first task to the last
 TASKS_LIGHT = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.02, 0.75, MOST_CURVES))))
 TASKS_DARK = tuple(map(to_hex, matplotlib.colormaps["plasma"](np.linspace(0.38, 0.98, MOST_CURVES))))
@@ -132,6 +139,10 @@ def draw_all(found, run):
         for data in tables.data_sets(found)
         for function in (bars, first_task, seen_tasks, task_curves)
     ]
+    aligned = [it for it in shown if len(it.values["cosine_within"]) or len(it.values["cosine_between"])]
+    for data in tables.data_sets(aligned):
+        here = [it for it in aligned if it.data == data]
+        jobs += [(alignment, data, here, look), (alignment_matrix, data, here)]
     jobs += [(memory, None, shown, look), (seconds, None, shown, look), (accuracy_matrix, None, run)]
     workers = min(n_usable_cores(), len(jobs) // 4)
     if workers > 1:
@@ -172,9 +183,9 @@ def representatives(found):
     return [it for it in found if it in best.values()]
 
 
-def _grid(n, look, labels=(), **options):
-    """(figure, n axes, columns): panels, at most PANELS_WIDE in a row, below a legend of these labels."""
-    columns = min(n, PANELS_WIDE)
+def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
+    """(figure, n axes, columns): panels, at most `wide` in a row, below a legend of these labels."""
+    columns = min(n, wide)
     rows, width = -(-n // columns), WIDTH if columns > 1 else 0.64 * WIDTH
     per_row = int(width / 1.2)
     legend_rows = -(-len(labels) // per_row)
@@ -184,14 +195,15 @@ def _grid(n, look, labels=(), **options):
         axis.remove()
     for axis in axes.flat[:n]:
         axis.xaxis.set_tick_params(labelbottom=True)
-    figure.legend(
-        handles=[Line2D([], [], label=label, **look[label]) for label in labels],
-        loc="outside upper left",
-        ncols=-(-len(labels) // legend_rows),
-        handlelength=2.6,
-        columnspacing=1.3,
-        fontsize=9,
-    )
+    if labels:
+        figure.legend(
+            handles=[Line2D([], [], label=label, **look[label]) for label in labels],
+            loc="outside upper left",
+            ncols=-(-len(labels) // legend_rows),
+            handlelength=2.6,
+            columnspacing=1.3,
+            fontsize=9,
+        )
     return figure, list(axes.flat[:n]), columns
 
 
@@ -292,24 +304,40 @@ def seen_tasks(experiments, look):
 def _evolution(experiments, look, y_label, value):
     if not experiments:
         return NOTHING
-    panels = tables.tables_of(experiments)
-    figure, axes, columns = _grid(len(panels), look, _labels(experiments), sharex=True, sharey=True)
-    for place, (axis, (size, members)) in enumerate(zip(axes, panels, strict=True)):
-        axis.set_title(f"{size} memories" if size else "")
+    groups = _groups(experiments)
+    panels = [(size, name, members) for name, group in groups for size, members in tables.tables_of(group)]
+    wide = min(PANELS_WIDE, -(-len(panels) // len(groups)))
+    figure, axes, columns = _grid(len(panels), look, _labels(experiments), wide, sharex=True, sharey=True)
+    for place, (axis, (size, name, members)) in enumerate(zip(axes, panels, strict=True)):
+        axis.set_title(" · ".join(filter(None, (size and f"{size} memories", name))))
         for it in members:
-            position, mean, std = mean_curve(it.runs, value)
-            line = look[it.label]
-            if std is not None:
-                axis.fill_between(position, mean - std, mean + std, color=line["color"], alpha=0.13, linewidth=0)
-            every = max(1, len(position) // 6)
-            offset = (list(look).index(it.label) + 1) * every // (len(look) + 1)
-            axis.plot(position, mean, markevery=(offset, every), **line)
+            _curve(axis, it, look, *mean_curve(it.runs, value))
         axis.set_xlim(0, max(it.runs[0].n_tasks for it in members))
         axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_xlabel("tasks learned")
         _percent(axis.yaxis, y_label if place % columns == 0 else "")
-    return figure, *(["Learners without a memory to size stand in every panel."] if len(panels) > 1 else [])
+    return figure, *(["Learners without a memory to size stand in every panel."] if len(panels) > len(groups) else [])
+
+
+def _groups(experiments):
+    """[(name, [Experiment])]: the paper's learners apart from the others where they are too many for one panel."""
+    of_paper = [it.model in tables.PAPER for it in experiments]
+    if len(_labels(experiments)) <= MOST_TOGETHER or all(of_paper) or not any(of_paper):
+        return [("", experiments)]
+    parts = {"the paper's learners": True, "what came after": False}
+    return [
+        (name, [it for it, mine in zip(experiments, of_paper, strict=True) if mine == wanted])
+        for name, wanted in parts.items()
+    ]
+
+
+def _curve(axis, it, look, position, mean, std):
+    line, every = look[it.label], max(1, len(position) // 6)
+    if std is not None:
+        axis.fill_between(position, mean - std, mean + std, color=line["color"], alpha=0.13, linewidth=0)
+    offset = (list(look).index(it.label) + 1) * every // (len(look) + 1)
+    axis.plot(position, mean, markevery=(offset, every), **line)
 
 
 def task_curves(experiments, look):
@@ -319,17 +347,18 @@ def task_curves(experiments, look):
     """
     if not experiments:
         return NOTHING
-    shelf, by_size = tables.shelves(experiments), defaultdict(list)
-    for it in experiments:
-        by_size[shelf.get(it.memory, 0)].append(it)
-    rows = [by_size[size] for size in sorted(by_size)]
-    sized = _labels(it for it in experiments if it.memory)
-    columns = max(len(sized), *map(len, rows))
+    shelf, rows = tables.shelves(experiments), []  # of one memory size each, below one another those of one learner
+    for _, group in _groups(experiments):
+        by_size = defaultdict(list)
+        for it in group:
+            by_size[shelf.get(it.memory, 0)].append(it)
+        rows += [(_labels(it for it in group if it.memory), by_size[size]) for size in sorted(by_size)]
+    columns = max(max(len(sized), len(members)) for sized, members in rows)
     figure = Figure(figsize=(max(WIDTH, 1.5 * columns), 1.75 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     n_tasks = max(it.runs[0].n_tasks for it in experiments)
     unused = set(axes.flat)
-    for line, members in zip(axes, rows, strict=True):
+    for line, (sized, members) in zip(axes, rows, strict=True):
         for turn, it in enumerate(members):
             axis = line[sized.index(it.label) if it.memory else turn]
             unused.discard(axis)
@@ -428,6 +457,59 @@ def _against(experiments, look, x_label):
         mine = {label: [it for it in here if it.label == label] for label in _labels(experiments)}
         found.append((axis, [(look[label], members) for label, members in mine.items() if members]))
     return figure, found
+
+
+def alignment(experiments, look):
+    """How the loss gradients of tasks lie to each other.
+
+    Means over pairs of test examples of different tasks seen so far, and of one task. Above zero a step for one example
+    helps the other (transfer), below it harms it (interference). Lines are means over seeds, bands ± one sample standard
+    deviation. Numbers: memories.
+    """
+    if not experiments:
+        return NOTHING
+    panels = tables.tables_of(experiments)
+    titles = {"cosine, different tasks": ("cosine", 0), "cosine, one task": ("cosine", 1)}
+    titles["inner product, different tasks"] = ("inner", 0)
+    figure, axes, columns = _grid(len(panels) * len(titles), look, _labels(experiments), sharex=True)
+    for place, (size, members) in enumerate(panels):
+        for axis, (title, (kind, column)) in zip(axes[place * columns :], titles.items(), strict=False):
+            axis.set_title(title + (f" · {size}" if size else ""))
+            for it in members:
+                runs = [run for run in it.runs if run.cosine is not None]
+                _curve(axis, it, look, *mean_curve(runs, lambda run: getattr(run, kind)[:, column]))  # noqa: B023
+            axis.axhline(0, color=MUTED, linewidth=0.8)
+            axis.set_xlim(0, max(it.runs[0].n_tasks for it in members))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.set_xlabel("tasks learned")
+    return figure
+
+
+def alignment_matrix(experiments):
+    """Cosines of the loss gradients of tasks after the last one.
+
+    Means over pairs of test examples of two tasks, on the diagonal of one task, and over seeds; tasks in order of
+    presentation. Blue: a step for one task helps the other (transfer); red: it harms it (interference). The colours end
+    at the largest of different tasks. Numbers: memories.
+    """
+    if not experiments:
+        return NOTHING
+    figure, axes, columns = _grid(len(experiments), {}, sharex=True, sharey=True)
+    means = [np.mean([run.cosines for run in it.runs if run.cosines is not None], axis=0) for it in experiments]
+    apart = np.concatenate([mean[~np.eye(len(mean), dtype=bool)] for mean in means])
+    most = max(np.nan_to_num(np.abs(apart)).max(initial=0), 0.01)
+    for place, (axis, it, mean) in enumerate(zip(axes, experiments, means, strict=True)):
+        image = axis.imshow(mean, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
+        axis.set_title(it.label + (f" · {it.memory}" if it.memory else ""))
+        ticks = np.unique(np.linspace(1, len(mean), min(len(mean), 5)).round().astype(int))
+        axis.set_xticks(ticks - 1, ticks)
+        axis.set_yticks(ticks - 1, ticks)
+        axis.grid(False)
+        axis.set_xlabel("task")
+        axis.set_ylabel("task" if place % columns == 0 else "")
+    scale = figure.colorbar(image, ax=axes, pad=0.02, aspect=40, label="cosine")
+    scale.outline.set_visible(False)
+    return figure
 
 
 def accuracy_matrix(run):

@@ -154,6 +154,17 @@ class Report:
         columns = ["Learner", "Memory#", "Before#", "After#", "Change#", "Seeds#"]
         return Table(f"What became of the tasks learned before {data}", columns, rows)
 
+    def aligned(self, data):
+        """Table of how the loss gradients lay to each other at the end of a data set; empty where none were compared."""
+        rows = [
+            [Cell(it.label, place, it.label), _memory(it), *(_number(it, name) for name in tables.ALIGNMENT)]
+            + [len(it.values["cosine_within"])]
+            for place, it in enumerate(self.rows(data))
+            if any(len(it.values[name]) for name in tables.ALIGNMENT)
+        ]
+        columns = [f"{what} {where}#" for what in ("Cosine", "Inner product") for where in ("between tasks", "within one")]
+        return Table(f"Loss gradients after the last task of {data}", ["Learner", "Memory#", *columns, "Seeds#"], rows)
+
     def compared(self, data):
         """[Table] of the comparisons on a data set."""
         found = defaultdict(lambda: defaultdict(list))
@@ -210,6 +221,14 @@ class Report:
 
 def _memory(it):
     return Cell(it.memory_text, it.memory or 0)
+
+
+def _number(it, name):
+    """ "0.123 ± 0.004": the mean and sample standard deviation of one of VALUES."""
+    mean, std = it.mean(name), it.std(name)
+    if mean is None:
+        return Cell("–", -1e99)
+    return Cell(minus(f"{mean:.3g}" + (f" ± {std:.2g}" if std is not None else "")), mean)
 
 
 def _verdict(it):

@@ -34,6 +34,7 @@ PACK, PACK_FORMAT = ".jsonl.gz", "mer-runs/1"  # a file of many runs: in its fir
 MOST_BYTES = 64 * 2**20  # of a .json, a .txt, a pack's line, the pickle in a .pt, a .pt that cannot be mapped
 MOST_RUNS = 100_000  # in a pack
 MOST_ROWS = 120  # evaluations of a run that are kept for the figures
+MOST_MEASURED = 1e30  # of an inner product of gradients in float32, so that sums of squares are finite
 ROUNDED = 2e-4  # how far a file's own numbers may be from ours: a .txt has four digits
 
 # folders that hold no runs to report: those of this program, and what tuning tried
@@ -76,6 +77,9 @@ class Run:
     position    (E,)    how many tasks have been learned at each evaluation; 3.5 is half-way through the fourth
     accuracies  (E, T)
     seen        (E,)    mean accuracy over the tasks seen so far, the current one included
+    inner, cosine   (E, 2) mean inner product and cosine of loss gradients of examples of different tasks seen so far,
+                and of one task (run.alignment), nan where there are no two; None where not measured
+    cosines     (T, T)  the mean cosines at the end, by pair of tasks; None where not measured
     digest      tells whether two runs have the same evaluations
     about       where it comes from: engine, draws, threads, commit, dirty, code, versions, host, origin, notes
     """
@@ -105,12 +109,37 @@ class Run:
     position: np.ndarray
     accuracies: np.ndarray
     seen: np.ndarray
+    inner: np.ndarray | None
+    cosine: np.ndarray | None
+    cosines: np.ndarray | None
     digest: str
     about: dict
 
     @property
     def n_tasks(self):
         return len(self.baseline)
+
+    # at the end, of different tasks and of one; None where unknown
+
+    @property
+    def inner_between(self):
+        return _last(self.inner, 0)
+
+    @property
+    def inner_within(self):
+        return _last(self.inner, 1)
+
+    @property
+    def cosine_between(self):
+        return _last(self.cosine, 0)
+
+    @property
+    def cosine_within(self):
+        return _last(self.cosine, 1)
+
+
+def _last(measured, column):
+    return None if measured is None or np.isnan(measured[-1, column]) else float(measured[-1, column])
 
 
 def check_places(places):
@@ -429,9 +458,32 @@ def _evaluations(saved):
         "position": position[rows],
         "accuracies": result_a[rows][:, order],
         "seen": found.seen[rows],
+        **_alignment(saved.get("alignment"), rows, len(current), n_tasks),
         "order": order,
         "digest": hashlib.sha256(result_a.tobytes() + repr(result_t).encode()).hexdigest(),
     }
+
+
+def _alignment(found, rows, n_evaluations, n_tasks):
+    """What --alignment measured at these of the evaluations, and at the end between the last n_tasks tasks."""
+    if found is None:
+        return dict.fromkeys(("inner", "cosine", "cosines"))
+    with suppress(TypeError, LookupError, ValueError, OverflowError):
+        measured, latest = found["measured"], found["latest"]
+        inner, cosine = (_measured([one[kind] for one in measured]) for kind in ("inner", "cosine"))
+        cosines = _measured(latest["cosine"])
+        fit = {inner.shape, cosine.shape} == {(n_evaluations, 2)} and cosines.shape == 2 * (len(latest["tasks"]),)
+        if fit and len(cosines) >= n_tasks and not any((np.abs(it) > 1 + ROUNDED).any() for it in (cosine, cosines)):
+            return {"inner": inner[rows], "cosine": cosine[rows], "cosines": cosines[-n_tasks:, -n_tasks:]}
+    raise Unreadable(f"alignment is {found!r:.60}, not what is measured at each evaluation")
+
+
+def _measured(rows):
+    """Rows of numbers as an array, nan for None. Raises TypeError or ValueError where they are none, or too large."""
+    values = np.array([[np.nan if value is None else value for value in row] for row in rows])
+    if values.dtype.kind not in "fiu" or (np.abs(values) > MOST_MEASURED).any():
+        raise ValueError
+    return values.astype(float)
 
 
 def _check_stored(saved, evaluated, program):

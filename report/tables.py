@@ -14,12 +14,15 @@ from metrics import NAMES
 from model.flags import SAME_SIZE
 from report.read import NO_MATTER, ORIGINAL, TEXT, THIS, plain
 
-# The paper's order: first what remembers nothing, then regularisation, then replay.
-ORDER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")
+# The paper's order: first what remembers nothing, then regularisation, then replay. Then what came after, as in README.
+PAPER = ("online", "independent", "taskinput", "ewc", "gem", "eralg4", "eralg5", "meralg1", "meralg6", "meralg7")
+AFTER = ("agem", "der", "derpp", "mir", "er_ace", "lamaml", "clser", "gss", "mer_minibatch", "joint")
+ORDER = PAPER + AFTER
 FEWEST_SEEDS = 3
 LEVEL = 0.05
 UNKNOWN_DATA = "†"  # marks runs whose data are known by the file's name alone
-VALUES = (*NAMES, "before", "after", "seconds")  # of a run; those after NAMES may be unknown
+ALIGNMENT = ("cosine_between", "cosine_within", "inner_between", "inner_within")
+VALUES = (*NAMES, "before", "after", "seconds", *ALIGNMENT)  # of a run; those after NAMES may be unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +353,8 @@ def duration(it):
 def as_csv(found):
     """One line per experiment, accuracies as fractions, for other programs.
 
-    before, after: mean accuracy on the tasks that were learned before, where they were evaluated.
+    before, after: mean accuracy on the tasks that were learned before, where they were evaluated. cosine_, inner_: of the
+    loss gradients of examples of different tasks (between) and of one (within) at the end, where they were compared.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
