@@ -463,8 +463,8 @@ def alignment(experiments, look):
     """How the loss gradients of tasks lie to each other.
 
     Means over pairs of test examples of different tasks seen so far, and of one task. Above zero a step for one example
-    helps the other (transfer), below it harms it (interference). Lines are means over seeds, bands ± one sample standard
-    deviation. Numbers: memories.
+    helps the other (transfer), below it harms it (interference). Lines are means over seeds, bands ± one sample
+    standard deviation. Numbers: memories.
     """
     if not experiments:
         return NOTHING

@@ -155,14 +155,16 @@ class Report:
         return Table(f"What became of the tasks learned before {data}", columns, rows)
 
     def aligned(self, data):
-        """Table of how the loss gradients lay to each other at the end of a data set; empty where none were compared."""
+        """Table of how loss gradients lay to each other at the end of a data set; empty where none were compared."""
         rows = [
             [Cell(it.label, place, it.label), _memory(it), *(_number(it, name) for name in tables.ALIGNMENT)]
             + [len(it.values["cosine_within"])]
             for place, it in enumerate(self.rows(data))
             if any(len(it.values[name]) for name in tables.ALIGNMENT)
         ]
-        columns = [f"{what} {where}#" for what in ("Cosine", "Inner product") for where in ("between tasks", "within one")]
+        columns = [
+            f"{what} {where}#" for what in ("Cosine", "Inner product") for where in ("between tasks", "within one")
+        ]
         return Table(f"Loss gradients after the last task of {data}", ["Learner", "Memory#", *columns, "Seeds#"], rows)
 
     def compared(self, data):

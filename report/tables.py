@@ -353,8 +353,8 @@ def duration(it):
 def as_csv(found):
     """One line per experiment, accuracies as fractions, for other programs.
 
-    before, after: mean accuracy on the tasks that were learned before, where they were evaluated. cosine_, inner_: of the
-    loss gradients of examples of different tasks (between) and of one (within) at the end, where they were compared.
+    before, after: mean accuracy on the tasks that were learned before, where they were evaluated. cosine_, inner_: for
+    the loss gradients of examples of different tasks (between) and of one (within), means at the end, where compared.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -159,6 +159,21 @@ def result(
     }
 
 
+def alignment(result_t, seed=0):
+    """What --alignment measures in an invented run whose tasks come in order of index."""
+    rng, n_tasks = np.random.default_rng(seed), max(result_t) + 1
+
+    def pair(t, scale):
+        return [None if t == 0 else scale * rng.standard_normal(), scale * (1 + rng.standard_normal())]
+
+    matrix = 0.1 * rng.standard_normal((n_tasks, n_tasks))
+    matrix = ((matrix + matrix.T) / 2).tolist()
+    return {
+        "measured": [{"inner": pair(t, 3.0), "cosine": pair(t, 0.05)} for t in result_t],
+        "latest": {"tasks": list(range(n_tasks)), "inner": matrix, "cosine": matrix},
+    }
+
+
 def write_json(folder, saved):
     """Writes a result() under its name; returns the path."""
     path = Path(folder) / f"{saved['name']}.json"

@@ -14,6 +14,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 import metrics
 import report
+from model import candidates
 from model.flags import CHANCE, DATA, FREE, PLACE, memory_size
 from report import __main__ as command_line
 from report import figures, page, read, tables
@@ -436,7 +438,8 @@ ANYTHING = st.recursive(
 @given(data=st.data())
 def test_whatever_stands_in_a_field_reading_neither_fails_nor_believes_it(tmp_path, data):
     saved = small()
-    at, path = saved, []
+    saved["alignment"] = factory.alignment(saved["result_t"])
+    at, path = (saved["alignment"], ["alignment"]) if data.draw(st.booleans()) else (saved, [])
     while True:
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
         path.append(key)
@@ -461,6 +464,11 @@ def test_whatever_stands_in_a_field_reading_neither_fails_nor_believes_it(tmp_pa
             *run.matrix.ravel(),
         ]
         assert np.isfinite(values).all() and np.abs(values[:6]).max() <= 1
+        if run.cosine is not None:
+            assert (
+                not np.isinf(run.inner).any()
+                and not (np.abs(np.concatenate((run.cosine, run.cosines), None)) > 1.1).any()
+            )
         found, _ = tables.experiments([run])
         tables.as_csv(found)
         page.open_report("x", skipped, runs).provenance()
@@ -972,6 +980,32 @@ def test_colours_can_be_told_apart_by_all_eyes(palette, paper):
         for i in range(len(seen)):
             for j in range(i):
                 assert np.linalg.norm(seen[i] - seen[j]) > 0.06, (eye, palette[i], palette[j])
+
+
+def test_all_learners_differ_in_colour_marker_and_line():
+    """The paper's first, then those of README's second table, the rest, and the upper bound."""
+    readme = (ROOT / "README.md").read_text().split("## The paper in one command")[0]
+    listed = [name for cell in re.findall(r"^\| ([a-z0-9_, ]+) \|", readme, re.M) for name in cell.split(", ")]
+    assert [name for name in tables.ORDER if name in listed] == listed
+    assert {*tables.ORDER} == {*candidates()} and len(tables.PAPER) == 10
+    look = figures.looks([SimpleNamespace(label=name, model=name) for name in tables.ORDER])
+    assert len({it["color"] for it in look.values()}) == len({it["marker"] for it in look.values()}) == len(look) == 20
+
+
+def test_learners_too_many_for_a_panel_stand_in_two_groups(monkeypatch):
+    monkeypatch.setattr(factory, "KINDS", factory.KINDS | dict.fromkeys(tables.AFTER, (0.8, 0.4, 0.8)))
+    runs = [small(name, memory=200) for name in tables.ORDER]
+    for it in runs[10:]:
+        it["science"]["memories"] = 200
+    found, _ = tables.experiments([read.run_of(it, it["name"], it["name"]) for it in runs])
+    figure, *_ = figures.seen_tasks(found, figures.looks(found))
+    drawn = {axis.get_title(): len(axis.lines) for axis in figure.axes}
+    assert drawn == {"200 memories · the paper's learners": 10, "200 memories · what came after": 10}
+    few = [it for it in found if it.model in tables.PAPER or it.model == "agem"]
+    assert [len(axis.lines) for axis in figures.seen_tasks(few, figures.looks(found))[0].axes] == [11]
+    figure, _ = figures.task_curves(found, figures.looks(found))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert sorted(titles) == sorted(it.label + (" · 200" if it.memory else "") for it in found)
 
 
 def test_learners_differ_without_colour(folder):
