@@ -81,7 +81,14 @@ LIST
 
 # The lines of the list below that tunings chose, from their records.
 chosen() {
+  local line found
   found=$("$python" -m sweep chosen "$@")
+  while read -r line; do
+    case "$line" in
+      *" $rotations "* | *" $permutations "*) ;;
+      *) echo "error: $line is not of these grids; name the records of --tune alone" >&2 && return 2 ;;
+    esac
+  done <<<"$found"
   section "MNIST Rotations: 20 tasks, 1000 examples of each" rotations rotations 500 200
   section "MNIST Permutations: 20 tasks, 1000 examples of each" permutations permutations 500 200
   section "MNIST Many Permutations: 100 tasks, 200 examples of each" many permutations 500
@@ -89,16 +96,19 @@ chosen() {
 
 # section TITLE NAME OF SIZE…: those of $NAME, by the choices for $OF, of 200 memories for all of these sizes
 section() {
-  local title=$1 name=$2 of=$3 line size
+  local title=$1 name=$2 of=$3 model flags size
   shift 3
   printf '\n######## %s ########\n' "$title"
-  grep -F -- "${!of}" <<<"$found" | while read -r line; do
-    line=${line/"${!of}"/"\$$name"}
-    case "$line" in
-      *"--memories 200"*) for size in "$@"; do echo "${line/--memories 200/--memories $size}"; done ;;
-      *) echo "$line" ;;
+  while read -r _ _ _ model flags; do
+    case "$flags" in
+      "${!of} --memories 200 "*)
+        for size in "$@"; do
+          printf 'python main.py --model %-7s $%s --memories %s %s\n' "$model" "$name" "$size" "${flags#*--memories 200 }"
+        done
+        ;;
+      "${!of} "*) printf 'python main.py --model %-7s $%s %s\n' "$model" "$name" "${flags#"${!of} "}" ;;
     esac
-  done
+  done <<<"$found"
 }
 
 # The learners whose gradients are compared, at 200 memories: the paper's with its flags, lamaml with those of the list.
@@ -112,101 +122,101 @@ alignment() {
 experiments() {
   cat <<LIST
 ######## MNIST Rotations: 20 tasks, 1000 examples of each ########
-python main.py --model agem $rotations --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem $rotations --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model agem $rotations --memories 200 --lr 0.1 --replay_batch_size 100
-python main.py --model der $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model er_ace $rotations --memories 5120 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace $rotations --memories 500 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace $rotations --memories 200 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml $rotations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml $rotations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml $rotations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model clser $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model clser $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model gss $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model eralg4 $rotations --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4 $rotations --memories 500 --lr 0.1 --replay_batch_size 10
-python main.py --model eralg4 $rotations --memories 200 --lr 0.1 --replay_batch_size 10
+python main.py --model agem    $rotations --memories 5120 --lr 0.1 --replay_batch_size 100
+python main.py --model agem    $rotations --memories 500 --lr 0.1 --replay_batch_size 100
+python main.py --model agem    $rotations --memories 200 --lr 0.1 --replay_batch_size 100
+python main.py --model der     $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model der     $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model der     $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model derpp   $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model mir     $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model mir     $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model er_ace  $rotations --memories 5120 --lr 0.03 --replay_batch_size 10
+python main.py --model er_ace  $rotations --memories 500 --lr 0.03 --replay_batch_size 10
+python main.py --model er_ace  $rotations --memories 200 --lr 0.03 --replay_batch_size 10
+python main.py --model lamaml  $rotations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model lamaml  $rotations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model lamaml  $rotations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model clser   $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model clser   $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model clser   $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model gss     $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $rotations --memories 5120 --lr 0.1 --replay_batch_size 25
+python main.py --model eralg4  $rotations --memories 500 --lr 0.1 --replay_batch_size 10
+python main.py --model eralg4  $rotations --memories 200 --lr 0.1 --replay_batch_size 10
 python main.py --model meralg6 $rotations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 100
 python main.py --model meralg6 $rotations --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 25
 python main.py --model meralg6 $rotations --memories 200 --lr 0.1 --gamma 0.03 --replay_batch_size 25
 python main.py --model meralg7 $rotations --memories 5120 --lr 0.03 --gamma 0.03 --replay_batch_size 100 --s 5
 python main.py --model meralg7 $rotations --memories 500 --lr 0.03 --gamma 0.03 --replay_batch_size 50 --s 5
 python main.py --model meralg7 $rotations --memories 200 --lr 0.03 --gamma 0.03 --replay_batch_size 50 --s 5
-python main.py --model joint $rotations --lr 0.01
+python main.py --model joint   $rotations --lr 0.01
 
 ######## MNIST Permutations: 20 tasks, 1000 examples of each ########
-python main.py --model agem $permutations --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem $permutations --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model agem $permutations --memories 200 --lr 0.1 --replay_batch_size 100
-python main.py --model der $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model er_ace $permutations --memories 5120 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace $permutations --memories 500 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace $permutations --memories 200 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml $permutations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml $permutations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml $permutations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model gss $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model eralg4 $permutations --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4 $permutations --memories 500 --lr 0.1 --replay_batch_size 10
-python main.py --model eralg4 $permutations --memories 200 --lr 0.1 --replay_batch_size 10
+python main.py --model agem    $permutations --memories 5120 --lr 0.1 --replay_batch_size 100
+python main.py --model agem    $permutations --memories 500 --lr 0.1 --replay_batch_size 100
+python main.py --model agem    $permutations --memories 200 --lr 0.1 --replay_batch_size 100
+python main.py --model der     $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model der     $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model der     $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model derpp   $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model mir     $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model mir     $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model er_ace  $permutations --memories 5120 --lr 0.03 --replay_batch_size 10
+python main.py --model er_ace  $permutations --memories 500 --lr 0.03 --replay_batch_size 10
+python main.py --model er_ace  $permutations --memories 200 --lr 0.03 --replay_batch_size 10
+python main.py --model lamaml  $permutations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model lamaml  $permutations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model lamaml  $permutations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model clser   $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model clser   $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model clser   $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model gss     $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $permutations --memories 5120 --lr 0.1 --replay_batch_size 25
+python main.py --model eralg4  $permutations --memories 500 --lr 0.1 --replay_batch_size 10
+python main.py --model eralg4  $permutations --memories 200 --lr 0.1 --replay_batch_size 10
 python main.py --model meralg6 $permutations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 50
 python main.py --model meralg6 $permutations --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 5
 python main.py --model meralg6 $permutations --memories 200 --lr 0.1 --gamma 0.03 --replay_batch_size 5
 python main.py --model meralg7 $permutations --memories 5120 --lr 0.01 --gamma 0.1 --replay_batch_size 100 --s 10
 python main.py --model meralg7 $permutations --memories 500 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
 python main.py --model meralg7 $permutations --memories 200 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
-python main.py --model joint $permutations --lr 0.01
+python main.py --model joint   $permutations --lr 0.01
 
 ######## MNIST Many Permutations: 100 tasks, 200 examples of each ########
-python main.py --model agem $many --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem $many --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model der $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir $many --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir $many --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model er_ace $many --memories 5120 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace $many --memories 500 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml $many --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml $many --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser $many --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser $many --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model gss $many --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss $many --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model eralg4 $many --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4 $many --memories 500 --lr 0.1 --replay_batch_size 10
+python main.py --model agem    $many --memories 5120 --lr 0.1 --replay_batch_size 100
+python main.py --model agem    $many --memories 500 --lr 0.1 --replay_batch_size 100
+python main.py --model der     $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model der     $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
+python main.py --model derpp   $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $many --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model mir     $many --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model er_ace  $many --memories 5120 --lr 0.03 --replay_batch_size 10
+python main.py --model er_ace  $many --memories 500 --lr 0.03 --replay_batch_size 10
+python main.py --model lamaml  $many --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model lamaml  $many --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
+python main.py --model clser   $many --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model clser   $many --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model gss     $many --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $many --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $many --memories 5120 --lr 0.1 --replay_batch_size 25
+python main.py --model eralg4  $many --memories 500 --lr 0.1 --replay_batch_size 10
 python main.py --model meralg6 $many --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 50
 python main.py --model meralg6 $many --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 5
 python main.py --model meralg7 $many --memories 5120 --lr 0.01 --gamma 0.1 --replay_batch_size 100 --s 10
 python main.py --model meralg7 $many --memories 500 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
-python main.py --model joint $many --lr 0.01
+python main.py --model joint   $many --lr 0.01
 LIST
 }
 

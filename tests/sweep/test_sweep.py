@@ -343,11 +343,15 @@ def test_records_that_choose_nothing_are_named(content, message, tmp_path, capsy
     assert message in err and "a.json" in err and not out
 
 
-def script(*words):
+def run_script(*words):
     environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
-    done = subprocess.run(
-        ["./successor_examples.sh", *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    line = ["./successor_examples.sh", *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def script(*words):
+    """The commands that it lists."""
+    done = run_script(*words)
     assert done.returncode == 0, done.stderr
     return [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
 
@@ -387,6 +391,8 @@ def test_the_list_is_printed_from_what_was_chosen(tmp_path):
             choices[it.args.model, it.data, it.n_memories] = it  # the last point of each grid
     entries = [(commands.as_text(it.flags).split(" ", 2)[2], "") for it in choices.values()]
     lines = script("--chosen", record_of(tmp_path / "a.json", "2026-11-02", *entries))
+    done = run_script("--chosen", record_of(tmp_path / "b.json", "2026-11-02", ("--model online", "")))
+    assert done.returncode == 2 and "online is not of these grids" in done.stderr and not done.stdout
     assert all(re.match(r"python main.py --model \w+ +\$(rotations|permutations|many) --", line) for line in lines)
     values = dict(
         re.findall(r'^(rotations|permutations|many)="(.*)"$', (ROOT / "successor_examples.sh").read_text(), re.M)
