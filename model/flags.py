@@ -98,6 +98,12 @@ def yes_no(text):
 
 yes_no.domain = "yes|no"
 
+
+def listed(parse):
+    """Parser of one or more values in a word: "0 1 2" or "0,1,2"."""
+    return lambda text: [parse(word) for word in text.replace(",", " ").split()]
+
+
 # What the original's command line has, whichever the learner. A learner's `args` always hold these, and its own.
 N_HIDDENS = Flag("n_hiddens", integer(1), 100, "hidden units a layer", role=SHAPE)
 N_LAYERS = Flag("n_layers", integer(0, 1000), 2, "hidden layers", role=SHAPE)
@@ -118,6 +124,12 @@ PAPER = (
     *(BATCHES_PER_EXAMPLE, S),
 )
 SAME_SIZE = 0.02  # memories as close as this count as one size: 51 for each of 100 tasks are the paper's 5120
+
+
+def same_size(memories, size):
+    return abs(memories - size) <= SAME_SIZE * size
+
+
 FOR_A_PENALTY = ("ewc",)  # learners whose n_memories only estimate one: they never learn from them again
 
 

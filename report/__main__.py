@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from errors import UserError
+from model.flags import integer, listed
 from report import make_report, pack, some_runs, summary, tables
 
 
@@ -44,16 +45,35 @@ def pack_runs(arguments):
     return 0
 
 
+def add_filters(parser):
+    """Adds the places, and the filters of report.some_runs, which a sweep calls the same."""
+    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    group = parser.add_argument_group("which of the runs (each may be repeated, or a list with commas)")
+    group.add_argument("--learner", action="extend", type=listed(str), default=[], help="only these learners")
+    group.add_argument("--data", action="extend", type=listed(str), default=[], help="only these data: rotations, …")
+    group.add_argument(
+        "--memories",
+        action="extend",
+        type=listed(integer(1)),
+        default=[],
+        help="only learners that remember so many examples in all, and those without a memory to size",
+    )
+
+
+def filters_of(args):
+    return {"data": args.data, "learners": args.learner, "sizes": args.memories}
+
+
 def print_table(arguments):
     parser = argparse.ArgumentParser(prog="python -m report table", description=summary.__doc__.split(" `")[0])
-    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    add_filters(parser)
     parser.add_argument(
         "--than",
         metavar="LEARNER",
         help="mark by * the RAs that differ from this learner's at the same memory size (p < 0.05, Holm's correction)",
     )
     args = parser.parse_args(arguments[1:])
-    runs, skipped = some_runs(args.places)
+    runs, skipped = some_runs(args.places, **filters_of(args))
     for it in skipped:
         print(f"skipped {it.path}: {it.reason}", file=sys.stderr)
     found, _ = tables.experiments(runs)
@@ -71,19 +91,18 @@ def report_runs(arguments):
         epilog="python -m report pack PLACE… OUT.jsonl.gz puts all runs into one small file, which is a PLACE, too; "
         "python -m report table PLACE… prints one table of RA and BTI as Markdown.",
     )
-    parser.add_argument("places", nargs="+", metavar="PLACE", help="folder of results, with its subfolders, or pack")
+    add_filters(parser)
     parser.add_argument("--out", metavar="DIR", help="folder to write to (report in the first place)")
     parser.add_argument(
         "--run", metavar="NAME", help="run whose accuracy matrix is shown, or a part of its name (best RA)"
     )
-    parser.add_argument("--data", metavar="FILE", help="count only runs of this data file (all)")
     parser.add_argument(
         "--commands", metavar="FILE", help="lines `python main.py …` that should have been run: names what has no runs"
     )
     args = parser.parse_args(arguments)
     began = time.perf_counter()
     expected = read_commands(args.commands) if args.commands else None
-    report, paths = make_report(*args.places, out=args.out, data=args.data, name=args.run, expected=expected)
+    report, paths = make_report(*args.places, out=args.out, name=args.run, expected=expected, **filters_of(args))
     print(
         f"{len(report.runs)} runs of {len(report.found)} experiments; {len(report.skipped)} files skipped, "
         f"{len(report.superseded)} older runs of the same seed not counted"

@@ -1,7 +1,6 @@
 """What is handed out: report.md, report.csv, report.html and the figures' files."""
 
 import base64
-import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -367,18 +366,12 @@ def _md(text):
     return re.sub(r"([\\`*\[\]<>|#~]|\b_|_\b)", r"\\\1", text)
 
 
-def open_report(folder, skipped, runs, data=None, name=None, expected=None):
+def open_report(folder, skipped, runs, name=None, expected=None):
     """The Report of runs that read_results found.
 
-    data   counts runs of this data file alone
     name   the run of the heat map: its name or a part that no other has; None: the one with the best RA
-    Raises UserError where nothing is left, or name is none or several.
+    Raises UserError where name is none or several.
     """
-    if data is not None:
-        files = sorted({run.data_file for run in runs})
-        runs = [run for run in runs if data in (run.data_file, os.path.splitext(run.data_file)[0])]
-        if not runs:
-            raise UserError(f"--data {data}: no runs of it in {folder}; choose from {', '.join(files) or 'none'}")
     found, superseded = tables.experiments(runs)
     counted = [run for it in found for run in it.runs]
     if name is None:

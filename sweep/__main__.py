@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, closing
 
 from errors import UserError
-from model.flags import integer
+from model.flags import integer, listed
 from run.flags import MOST_SEED
 from sweep import tuning
 from sweep.commands import grid_points, read, select
@@ -24,13 +24,8 @@ from sweep.pools import LocalPool, RayPool
 from sweep.work import Site
 
 
-def _listed(parse):
-    """Parser of one or more values in a word: "0 1 2" or "0,1,2"."""
-    return lambda text: [parse(word) for word in text.replace(",", " ").split()]
-
-
 def make_parser():
-    seeds, names, sizes = _listed(integer(0, MOST_SEED)), _listed(str), _listed(integer(1))
+    seeds, names, sizes = listed(integer(0, MOST_SEED)), listed(str), listed(integer(1))
     parser = argparse.ArgumentParser(
         prog="python -m sweep",
         description="Run many commands of main.py side by side.",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import model
 from errors import UserError
-from model.flags import PLACE, SAME_SIZE, memory_size
+from model.flags import PLACE, memory_size, same_size
 from run import settings
 from run.flags import RUN_FLAGS
 from tasks.files import load_tasks
@@ -139,7 +139,7 @@ def select(commands, learners, data, sizes):
         commands = [command for command in commands if not wanted or value(command) in wanted]
     if sizes:
         known = {command: command.n_memories for command in commands}
-        commands = [c for c in commands if any(known[c] and abs(known[c] - size) <= SAME_SIZE * size for size in sizes)]
+        commands = [c for c in commands if any(known[c] and same_size(known[c], size) for size in sizes)]
     if not commands:
         raise UserError("no command is left to run; loosen --learner, --data or --memories")
     return commands

@@ -79,6 +79,16 @@ def test_stars(folder, capsys):
         assert "*" not in rows["meralg1", "500"][0]  # there is no eralg4 of that size
 
 
+def test_filters(folder, capsys):
+    _, rows = table_of(folder, capsys, "--learner", "online,meralg1", "--memories", "200", "--data", "rotations")
+    assert list(rows) == [("online", "–"), ("meralg1", "200")] and all(len(row) == 1 for row in rows.values())
+    _, rows = table_of(folder, capsys, "--learner", "gem", "--learner", "ewc", "--data", "mnist_rotations.pt")
+    assert list(rows) == [("ewc", "–"), ("gem", "200")]
+    for wrong in (["--learner", "gem,nobody"], ["--memories", "300"], ["--data", "cifar"]):
+        assert command_line.main(["table", str(folder), *wrong]) == 2
+        assert f"{wrong[0]} {wrong[1].split(',')[-1]}: no run has it; choose from" in capsys.readouterr().err
+
+
 def test_bad_input(folder, tmp_path, capsys):
     assert command_line.main(["table", str(folder), "--than", "nobody"]) == 2
     assert "choose from online" in capsys.readouterr().err
