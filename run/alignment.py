@@ -14,9 +14,11 @@ KINDS = ("inner", "cosine")
 
 
 class Alignment:
-    """Measures a learner's gradients on the first n test examples of each of some tasks, {number: Task}.
+    """Measures a learner's gradients on n test examples of each of some tasks, {number: Task}.
 
-    Touches no random stream, and nothing that the learner computes. Raises UserError where the tasks share no network.
+    Of the i-th task the i-th n of its test set, from the first again where that ends: tasks that are made of the same
+    images are compared by different ones, as far as there are enough. Touches no random stream, and nothing that the
+    learner computes. Raises UserError where the tasks share no network.
 
     measured    of each measurement, {"inner": (between, within), "cosine": (between, within)}: means over all pairs of
                 examples of different tasks, and of different examples of one task; None where there are no such pairs
@@ -30,8 +32,9 @@ class Alignment:
             raise UserError("--alignment compares gradients of one network for all tasks; this learner has several")
         self.learner, self.slots, self.measured, self.latest, first = learner, {}, [], None, 0
         self.examples = learner.engine.examples(learner.n_inputs)
-        for t, task in tasks.items():
-            part = slice(0, min(n, len(task.test)))
+        for i, (t, task) in enumerate(tasks.items()):
+            n_sets = max(len(task.test) // n, 1)
+            part = slice(i % n_sets * n, i % n_sets * n + n)
             y = torch.from_numpy(task.test.labels[part])
             self.slots[t] = self.examples.put(first, task.test.inputs(part), t, y)
             first += len(y)
