@@ -8,6 +8,8 @@ from report import tables
 def summary(found, than=None):
     """Markdown: a line for each learner and memory size with its "RA ± sd / BTI ± sd" in percent on each data set.
 
+    And a sentence before the table that says so.
+
     found   [tables.Experiment], in the order of tables.experiments
     than    label of a learner: * marks the RAs that differ from its own (tables.comparisons, Holm's correction); a
             learner without a memory to size has one where it differs at every size
@@ -23,7 +25,16 @@ def summary(found, than=None):
     rows.append(["---"] * len(rows[0]))
     for (size, kind), row in sorted(lines.items(), key=_place):
         rows.append([kind, str(size or "–"), *(_cell(row.get(data), starred) for data in data_sets)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return f"{_caption(found, than)}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _caption(found, than):
+    counts = sorted({len(it.runs) for it in found})
+    seeds = (
+        f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else "1 seed" if counts == [1] else f"{counts[0]} seeds"
+    )
+    star = f" *: the RA differs from {than}'s at the same memory size (p < {tables.LEVEL}, Holm's correction)."
+    return f"RA / BTI in percent: mean ± standard deviation over {seeds}.{star if than else ''}"
 
 
 def _place(line):

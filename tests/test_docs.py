@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     path for pattern in ("*.md", "docs/*.md", "results/**/*.md", "data/*/*.md") for path in sorted(ROOT.glob(pattern))
 ]
-TABLE = re.compile(r"<!-- (python -m report table [^\n]*) -->\n(.*?)(?=\n\n|\Z)", re.DOTALL)
+TABLE = re.compile(r"<!-- (python -m report table [^\n]*) -->\n(.*?)\n<!-- end -->", re.DOTALL)
 
 
 def name_of(path):

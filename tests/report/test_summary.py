@@ -25,7 +25,13 @@ def folder(tmp_path_factory):
 
 def table_of(folder, capsys, *words):
     assert command_line.main(["table", str(folder), *words]) == 0
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in capsys.readouterr().out.splitlines()]
+    caption, empty, *table = capsys.readouterr().out.splitlines()
+    assert (
+        f"over {'3' if 'gem' in words else '3 to 4'} seeds." in caption
+        and ("differs from eralg4's" in caption) == ("--than" in words)
+        and not empty
+    )
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert all(set(cell) == {"-"} for cell in lines[1])
     return lines[0], {tuple(line[:2]): line[2:] for line in lines[2:]}
 
