@@ -46,12 +46,13 @@ cdef class Batch:
     cdef bint plain
     cdef Goal *goal
     cdef list memory
-    # Of a group at work: the entries of its inputs by row (sort_by_row), and its gradients as lists
+    # Of a group at work: the entries of its inputs by row (sort_by_row), sums of a level, and its gradients as lists
     cdef Entry *entry
     cdef int32_t *count
     cdef Sparse d[GROUP]
+    cdef float *sums                # (GROUP, width)
     cdef float *d_value             # (GROUP, most)
-    cdef Py_ssize_t most            # entries of a list
+    cdef Py_ssize_t most            # entries of a list, and floats of a row
     cdef int32_t *all               # 0, 1, 2, ...: the list of all outputs
     cdef float **turned             # of each level but the first, its weights (n_out, width below), as `turn` left them
     cdef Memory group_memory
@@ -61,19 +62,19 @@ cdef class Batch:
         cdef float *at
         self.layout = layout
         for l in range(layout.n_layers):
-            most = max(most, layout.layer[l].n_in + 3, layout.layer[l].width)
+            most = max(most, padded(layout.layer[l].n_in + 3), layout.layer[l].width)
         for l in range(1, layout.n_levels):
             n_turned += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
         n_bytes = padded(2 * layout.n_levels) * sizeof(float) + n_turned * sizeof(float)
-        n_bytes += most * (BUCKET * sizeof(Entry) + GROUP * sizeof(float)) + 2 * most * sizeof(int32_t)
+        n_bytes += most * (BUCKET * sizeof(Entry) + 2 * GROUP * sizeof(float)) + 2 * most * sizeof(int32_t)
         self.group_memory = Memory(n_bytes)
         self.turned = <float **> self.group_memory.at
         at = <float *> self.group_memory.at + padded(2 * layout.n_levels)
         for l in range(1, layout.n_levels):
             self.turned[l] = at
             at += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
-        self.d_value, self.most = at, most
-        self.entry = <Entry *> (at + GROUP * most)
+        self.sums, self.d_value, self.most = at, at + GROUP * most, most
+        self.entry = <Entry *> (self.d_value + GROUP * most)
         self.count = <int32_t *> (self.entry + BUCKET * most)
         self.all = self.count + most
         for l in range(most):
@@ -106,7 +107,7 @@ cdef class Batch:
             memory.append(Memory(n * sizeof(Sparse)))
             self.x[l] = inputs = <Sparse *> (<Memory> memory[-1]).at
             if l:
-                width = layout.level(l, 0).n_in + 1
+                width = padded(layout.level(l, 0).n_in + 1)
                 memory.append(Memory(n * width * (sizeof(int32_t) + sizeof(float))))
                 index = <int32_t *> (<Memory> memory[-1]).at
                 for b in range(n):
@@ -259,14 +260,18 @@ cdef class Batch:
 
     cdef void pass_down(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
         """backward() for n >= FEW examples: the gradients pass over the transposed rows as inputs pass over the rows."""
-        cdef Py_ssize_t l
+        cdef Py_ssize_t l, e, width
+        if self.layout.n_levels > 1:
+            self.deltas_of(self.layout.n_levels - 1, b, n)
         for l in range(self.layout.n_levels - 1, 0, -1):
-            forward_group(self.turned[l], self.layout.level(l, 0).n_out, self.layout.level(l - 1, 0).width,
-                          self.deltas_of(l, b, n), n, self.outputs_at(l - 1, b))
-        self.deltas_of(0, b, n)
+            width = self.layout.level(l - 1, 0).width
+            forward_group(self.turned[l], self.layout.level(l, 0).n_out, width, self.d, n, self.sums)
+            for e in range(n):
+                self.d[e].value = self.d_value + e * self.most
+                keep_active(&self.x[l][b + e], self.sums + e * width, self.outputs_at(l - 1, b + e), width, &self.d[e])
 
     cdef Sparse *deltas_of(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
-        """delta[l] of n examples from b on as lists, until the next call; where a unit is off, it becomes 0."""
+        """delta[l] of n examples from b on as lists, until the next call or pass_down."""
         cdef Py_ssize_t e
         cdef Sparse *d
         for e in range(n):
@@ -275,7 +280,7 @@ cdef class Batch:
                 d.n, d.index, d.value = self.layout.n_outputs, self.all, self.outputs_at(l, b + e)
             else:
                 d.value = self.d_value + e * self.most
-                keep_active(&self.x[l + 1][b + e], self.outputs_at(l, b + e), self.layout.level(l, 0).width, d)
+                take_active(&self.x[l + 1][b + e], self.outputs_at(l, b + e), d)
         return self.d
 
     cdef inline void differentiate_outputs(self, Py_ssize_t b) noexcept nogil:

@@ -61,7 +61,8 @@ cdef extern from "_rows.h" nogil:
     void pass_over(const float *rows, Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t width, const Sparse *x,
                    Py_ssize_t n, float *h)
     void active_units(const float *h, Py_ssize_t n, Sparse *x)
-    void keep_active(const Sparse *x, float *delta, Py_ssize_t width, Sparse *d)
+    void take_active(const Sparse *x, const float *sums, Sparse *d)
+    void keep_active(const Sparse *x, const float *sums, float *h, Py_ssize_t width, Sparse *d)
     void transpose(const float *rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t width, float *out,
                    Py_ssize_t width_out)
     void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *count)

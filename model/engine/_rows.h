@@ -15,12 +15,15 @@
 
    Each costs O(n width) for n rows. `width` is a multiple of LINE; rows lie `stride` floats apart. The vector stays in the
    CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where it is too long for that
-   it is cut in tiles of at most TILE lines. */
+   it is cut in even tiles of at most TILE lines. */
 
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 enum {
     LINE = 16,                  /* floats in a cache line */
@@ -70,11 +73,23 @@ enum { VECS = LINE * sizeof(float) / sizeof(vec) };     /* registers in a line *
 #endif
 
 typedef float quad __attribute__((vector_size(16), may_alias));
+
+/* square: SQUARE numbers of a row, of which INTERLEAVE_LOW and _HIGH take the first or the last half, and another row's */
 #if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int __attribute__((vector_size(16)))) {i, j, k, l})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__((a) < (b))) {__VA_ARGS__})
 #endif
+#if defined(__AVX__)
+typedef float square __attribute__((vector_size(32), may_alias));
+#define INTERLEAVE_LOW(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define INTERLEAVE_HIGH(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+typedef quad square;
+#define INTERLEAVE_LOW(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define INTERLEAVE_HIGH(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#endif
+enum { SQUARE = sizeof(square) / sizeof(float) };
 
 /* ROW(p): p is a row's address, from which its vectors lie at constant distances. Without it GCC keeps an address for each
    of them, which there are not registers for. */
@@ -85,12 +100,13 @@ typedef float quad __attribute__((vector_size(16), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Does the statement for j = 0, TILE, 2 TILE, ... lines, in floats, below `width`. In it, LINES is how many lines there are
-   from j on, at most TILE, as a constant: the compiler makes a copy of the statement for each, and unrolls its loops. */
-#define IN_TILES(width, ...) IN_TILES_OF(TILE, width, __VA_ARGS__)
+/* Does the statement for each tile of `width` floats, the tiles being as even as they can be and TILE lines at most: one of a
+   single line would take as long as one of three. In it, j is where the tile starts, and LINES how many lines it has, as a
+   constant: the compiler makes a copy of the statement for each, and unrolls its loops. */
+#define IN_TILES(width, ...) IN_TILES_OF(even_tile(width), width, __VA_ARGS__)
 #define IN_TILES_OF(tile, width, ...) \
-    for (ptrdiff_t j = 0; j < (width); j += tile * LINE) \
-        switch (((width) - j) / LINE < tile ? ((width) - j) / LINE : tile) { \
+    for (ptrdiff_t j = 0, most_lines = (tile); j < (width); j += most_lines * LINE) \
+        switch (((width) - j) / LINE < most_lines ? ((width) - j) / LINE : most_lines) { \
             ONE_TILE(8, __VA_ARGS__) \
             ONE_TILE(7, __VA_ARGS__) \
             ONE_TILE(6, __VA_ARGS__) \
@@ -102,6 +118,11 @@ typedef float quad __attribute__((vector_size(16), may_alias));
         }
 #define ONE_TILE(lines, ...) case lines: { enum { LINES = lines }; __VA_ARGS__; break; }
 
+
+INLINE ptrdiff_t even_tile(ptrdiff_t width) {                                               /* lines of the widest tile */
+    ptrdiff_t lines = width / LINE, n_tiles = (lines + TILE - 1) / TILE;
+    return (lines + n_tiles - 1) / n_tiles;
+}
 
 /* The sum of a line: lanes i and i + 8, then i and i + 4, i and i + 2, i and i + 1. */
 INLINE float sum_of(vec *line) {
@@ -233,7 +254,8 @@ static inline void forward(const float *rows, ptrdiff_t width, const Sparse *x, 
 INLINE void pass_over_tile(const int lines, const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, const Sparse *x,
                            ptrdiff_t n, float *h, ptrdiff_t width) {
     ptrdiff_t done[GROUP] = {0};        /* entries of each example */
-    ptrdiff_t row = lines * LINE * sizeof(float), parts = (n_rows * row + CACHED / 2) / CACHED;
+    ptrdiff_t cached = 3 * x->n < n_rows ? 2 * CACHED : CACHED;         /* where most rows are not even read */
+    ptrdiff_t row = lines * LINE * sizeof(float), parts = (n_rows * row + cached / 2) / cached;
     int32_t step = (int32_t) (parts > 1 ? (n_rows + parts - 1) / parts : n_rows);
     for (int32_t end = step; end < n_rows + step; end += step)
         for (ptrdiff_t b = 0; b < n; b++)
@@ -258,46 +280,88 @@ static inline void forward_group(const float *rows, ptrdiff_t n_rows, ptrdiff_t 
         pass_over(rows, n_rows, width, width, x, n, h);
 }
 
-/* ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(n) */
+/* ReLU: x = the list of those of n units that are not <= 0 (so NaN passes), and the 1 for the next bias.  O(n)
+   h and the lists of x have room for whole lines. */
 static inline void active_units(const float *h, ptrdiff_t n, Sparse *x) {
     ptrdiff_t k = 0;
+#if defined(__AVX512F__)
+    __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (ptrdiff_t j = 0; j < n; j += LINE) {
+        __m512 line = _mm512_loadu_ps(h + j);
+        __mmask16 exist = (__mmask16) (n - j < LINE ? (1 << (n - j)) - 1 : -1);
+        __mmask16 on = _mm512_mask_cmp_ps_mask(exist, line, _mm512_setzero_ps(), _CMP_NLE_UQ);
+        _mm512_storeu_si512(x->index + k, _mm512_maskz_compress_epi32(on, number));
+        _mm512_storeu_ps(x->value + k, _mm512_maskz_compress_ps(on, line));
+        number = _mm512_add_epi32(number, _mm512_set1_epi32(LINE));
+        k += __builtin_popcount(on);
+    }
+#else
     for (ptrdiff_t j = 0; j < n; j++) {
         x->index[k] = (int32_t) j;
         x->value[k] = h[j];
         k += !(h[j] <= 0);
     }
+#endif
     x->index[k] = (int32_t) n;
     x->value[k] = 1;
     x->n = k + 1;
 }
 
-/* The gradient below a ReLU: delta[:width] becomes 0 but for the active units of x, and d the list of what it is there. */
-static inline void keep_active(const Sparse *x, float *delta, ptrdiff_t width, Sparse *d) {
+/* d = the list of sums[i] for the active units i of x. */
+static inline void take_active(const Sparse *x, const float *sums, Sparse *d) {
     d->n = x->n - 1;
     d->index = x->index;
     for (ptrdiff_t k = 0; k < d->n; k++)
-        d->value[k] = delta[x->index[k]];
-    memset(delta, 0, width * sizeof(float));
-    for (ptrdiff_t k = 0; k < d->n; k++)
-        delta[x->index[k]] = d->value[k];
+        d->value[k] = sums[d->index[k]];
+}
+
+/* The gradient below a ReLU: h[:width] becomes sums[:width] for the active units, which are those of x, and 0 for the others;
+   d the list of them. d has room for whole lines. */
+static inline void keep_active(const Sparse *x, const float *sums, float *h, ptrdiff_t width, Sparse *d) {
+#if defined(__AVX512F__)
+    ptrdiff_t k = 0;
+    d->n = x->n - 1;
+    d->index = x->index;
+    for (ptrdiff_t j = 0; j < width; j += LINE) {
+        __mmask16 on = _mm512_cmp_ps_mask(_mm512_loadu_ps(h + j), _mm512_setzero_ps(), _CMP_NLE_UQ);
+        __m512 line = _mm512_maskz_loadu_ps(on, sums + j);
+        _mm512_storeu_ps(h + j, line);
+        _mm512_storeu_ps(d->value + k, _mm512_maskz_compress_ps(on, line));
+        k += __builtin_popcount(on);
+    }
+#else
+    take_active(x, sums, d);
+    for (ptrdiff_t j = 0; j < width; j++)
+        h[j] = h[j] <= 0 ? 0 : sums[j];
+#endif
+}
+
+/* Transposes a square of SQUARE rows: each pass interleaves one half of them with the other. */
+INLINE void transpose_square(square *row) {
+    square next[SQUARE];
+    EACH(pass, SQUARE == 8 ? 3 : 2) {
+        EACH(k, SQUARE / 2) {
+            next[2 * k] = INTERLEAVE_LOW(row[k], row[k + SQUARE / 2]);
+            next[2 * k + 1] = INTERLEAVE_HIGH(row[k], row[k + SQUARE / 2]);
+        }
+        EACH(k, SQUARE)
+            row[k] = next[k];
+    }
 }
 
 /* out[j, i] = rows[i, j] for i < n_in, j < n_out, and 0 for the other i < width_out; rows (>= n_in, width). */
 static inline void transpose(const float *rows, ptrdiff_t n_in, ptrdiff_t n_out, ptrdiff_t width, float *out,
                              ptrdiff_t width_out) {
-    for (ptrdiff_t j0 = 0; j0 < n_out; j0 += LINE)
-        for (ptrdiff_t i = 0; i < width_out; i += 4)
-            for (ptrdiff_t j = j0; j < j0 + LINE && j < n_out; j += 4) {
-                quad row[4] = {{0}};
-                for (int k = 0; k < 4 && i + k < n_in; k++)
-                    row[k] = *(const quad *) (rows + (i + k) * width + j);
-                quad a = SHUFFLE(row[0], row[1], 0, 4, 1, 5), b = SHUFFLE(row[2], row[3], 0, 4, 1, 5);
-                quad c = SHUFFLE(row[0], row[1], 2, 6, 3, 7), d = SHUFFLE(row[2], row[3], 2, 6, 3, 7);
-                quad column[4] = {SHUFFLE(a, b, 0, 1, 4, 5), SHUFFLE(a, b, 2, 3, 6, 7),
-                                  SHUFFLE(c, d, 0, 1, 4, 5), SHUFFLE(c, d, 2, 3, 6, 7)};
-                for (int k = 0; k < 4 && j + k < n_out; k++)
-                    *(quad *) (out + (j + k) * width_out + i) = column[k];
-            }
+    for (ptrdiff_t j = 0; j < n_out; j += SQUARE)
+        for (ptrdiff_t i = 0; i < width_out; i += SQUARE) {
+            square row[SQUARE];
+            EACH(k, SQUARE)
+                row[k] = i + k < n_in ? *(const square *) (rows + (i + k) * width + j) : (square) {0};
+            transpose_square(row);
+            EACH(k, SQUARE)
+                if (j + k < n_out)
+                    *(square *) (out + (j + k) * width_out + i) = row[k];
+        }
 }
 
 /* The entries of n examples by row: entry[i * BUCKET:][:count[i]] are those of row i, in the order of the examples, with
