@@ -23,6 +23,9 @@ cdef struct Goal:
     float *kept                 # where the outputs are written; NULL: nowhere
 
 
+cdef class SortedInputs
+
+
 cdef class Batch:
     """The examples at work. It reads weights w, and knows neither whose they are nor what becomes of the gradient.
 
@@ -46,9 +49,8 @@ cdef class Batch:
     cdef bint plain
     cdef Goal *goal
     cdef list memory
-    # Of a group at work: the entries of its inputs by row (sort_by_row), sums of a level, and its gradients as lists
-    cdef Entry *entry
-    cdef int32_t *count
+    # Of a group at work: its inputs by row, sums of a level, and its gradients as lists
+    cdef ByRow by_row
     cdef Sparse d[GROUP]
     cdef float *sums                # (GROUP, width)
     cdef float *d_value             # (GROUP, most)
@@ -74,9 +76,9 @@ cdef class Batch:
             self.turned[l] = at
             at += layout.level(l, 0).n_out * layout.level(l - 1, 0).width
         self.sums, self.d_value, self.most = at, at + GROUP * most, most
-        self.entry = <Entry *> (self.d_value + GROUP * most)
-        self.count = <int32_t *> (self.entry + BUCKET * most)
-        self.all = self.count + most
+        self.by_row.entry = <Entry *> (self.d_value + GROUP * most)
+        self.by_row.count = <int32_t *> (self.by_row.entry + BUCKET * most)
+        self.all = self.by_row.count + most
         for l in range(most):
             self.all[l] = <int32_t> l
 
@@ -313,12 +315,13 @@ cdef class Batch:
         return goal.target != NULL
 
     cdef void accumulate(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n, const float *delta, bint fresh,
-                         float *target, Frames frames) noexcept nogil:
+                         float *target, Frames frames, ByRow *by_row=NULL) noexcept nogil:
         """target += sum over the examples of x[l] outer delta, delta (n, width) being delta[l] or a multiple of it.
 
         With fresh, nothing is there yet, and level l of target becomes that sum.
 
-        target is laid out as the weights; if it is the weights, frames are those to be told, else None.
+        target is laid out as the weights; if it is the weights, frames are those to be told, else None. by_row are the
+        inputs x[l] by row, or NULL.
         """
         cdef Layer *layer = self.layout.level(l, self.head[b])
         cdef float *rows = target + layer.start
@@ -330,22 +333,26 @@ cdef class Batch:
             for e in range(n):
                 add_outer(layer, rows, &x[e], delta + e * layer.width, frames)
             return
-        sort_by_row(x, n, layer.n_in + 1, layer.width, self.entry, self.count)
+        if by_row == NULL:
+            sort_by_row(x, n, layer.n_in + 1, layer.width, &self.by_row)
+            by_row = &self.by_row
         if frames is not None and frames.depth:
             for i in range(layer.n_in + 1):
-                if self.count[i]:
+                if by_row.count[i]:
                     frames.touch(layer.first + i)
         if fresh:
-            add_sorted(True, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
+            add_sorted(True, by_row, layer.n_in + 1, layer.width, delta, rows)
         else:
-            add_sorted(False, self.entry, self.count, layer.n_in + 1, layer.width, delta, rows)
+            add_sorted(False, by_row, layer.n_in + 1, layer.width, delta, rows)
 
-    cdef double mean_gradient(self, const float *w, Examples examples, slots, float *target) except? -1:
-        """target = the gradient of the examples' mean CE, which is returned; none: ValueError."""
+    cdef double mean_gradient(self, const float *w, Examples examples, slots, float *target,
+                              SortedInputs kept=None) except? -1:
+        """target = the gradient of the examples' mean CE, which is returned; none: ValueError. kept: for them alone."""
         cdef Py_ssize_t b = 0, m, l, n = len(slots)
         if n == 0:
             raise ValueError("the mean loss of no examples has no gradient")
         self.load(examples, slots, None, <float> 1 / n)
+        cdef ByRow *by_row = NULL if kept is None else kept.of(self, examples, slots)
         with nogil:
             if self.layout.n_heads > 1:
                 memset(target, 0, self.layout.n_weights * sizeof(float))
@@ -356,9 +363,61 @@ cdef class Batch:
                 self.differentiate(w, b, m)
                 for l in range(self.layout.n_levels):
                     self.accumulate(l, b, m, self.outputs_at(l, b), b == 0 and self.layout.n_heads == 1, target,
-                                    None)
+                                    None, by_row + b // GROUP if by_row != NULL and l == 0 else NULL)
                 b += m
         return self.loss / n
+
+
+cdef class SortedInputs:
+    """The inputs of a list of examples by row, kept for as long as it stays the same: a past task's does.
+
+    Memory: 8 bytes for each non-zero input.
+    """
+    cdef Examples examples
+    cdef Py_ssize_t n
+    cdef Memory memory, version_memory
+    cdef int64_t *versions          # (n,) of the examples' slots
+    cdef ByRow *groups
+
+    cdef ByRow *of(self, Batch batch, Examples examples, slots) except? NULL:
+        """Those of each group of the examples in these slots, which are at work, all with one head.
+
+        NULL unless they are the same as at the last call: who always asks for others doesn't pay for keeping.
+        """
+        cdef Py_ssize_t b, e, m, n = len(slots), n_groups = (n + GROUP - 1) // GROUP, n_entries = 0
+        cdef Py_ssize_t n_rows = batch.layout.n_inputs + 1
+        cdef ByRow *group
+        cdef Entry *entry
+        cdef int32_t *count
+        cdef int64_t version
+        cdef bint same = examples is self.examples and n == self.n
+        if not same:
+            self.examples, self.n, self.version_memory = examples, n, Memory(n * sizeof(int64_t))
+            self.versions = <int64_t *> self.version_memory.at
+        for b in range(n):
+            version = examples.slots[<Py_ssize_t> slots[b]].version
+            same &= self.versions[b] == version
+            self.versions[b] = version
+        if not same:
+            self.memory = None
+            return NULL
+        if self.memory is None:
+            for b in range(n):
+                n_entries += batch.x[0][b].n
+            self.memory = Memory(n_entries * sizeof(Entry) + n_groups * (sizeof(ByRow) + n_rows * sizeof(int32_t)))
+            self.groups = group = <ByRow *> self.memory.at
+            entry = <Entry *> (self.groups + n_groups)
+            count = <int32_t *> (entry + n_entries)
+            for b from 0 <= b < n by GROUP:
+                m = batch.group(b, n)
+                sort_by_row(batch.x[0] + b, m, n_rows, batch.layout.level(0, 0).width, &batch.by_row)
+                group.entry, group.count = entry, count
+                pack_rows(&batch.by_row, n_rows, group)
+                for e in range(b, b + m):
+                    entry += batch.x[0][e].n
+                count += n_rows
+                group += 1
+        return self.groups
 
 
 cdef inline void add_outer(Layer *layer, float *rows, const Sparse *x, const float *delta, Frames frames) noexcept nogil:

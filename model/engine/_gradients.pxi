@@ -31,6 +31,8 @@ cdef class TaskGradients:
         self.number = <int32_t *> self.number_memory.at
         for k in range(self.n_tasks):
             self.number[k] = <int32_t> k
+        while len(net.sorted_inputs) < self.n_tasks:
+            net.sorted_inputs.append(SortedInputs())
         losses = [0.0] * self.n_tasks
         threads = min(threads, self.n_tasks, sum([len(slots) for slots in list_of_slots]) // WORTH_A_THREAD)
         if pool is None or threads < 2:
@@ -52,7 +54,9 @@ cdef class TaskGradients:
         cdef float *g
         for k in range(first, self.n_tasks, step):
             g = self.G + k * self.layout.n_weights
-            losses[k] = batch.mean_gradient(self.net.w, examples, list_of_slots[k], g)
+            keeps = self.layout.n_heads == 1 and len(list_of_slots[k]) >= FEW
+            losses[k] = batch.mean_gradient(self.net.w, examples, list_of_slots[k], g,
+                                            self.net.sorted_inputs[k] if keeps else None)
 
     cdef inline float *at(self, Py_ssize_t k, Py_ssize_t start) noexcept nogil:
         """g_k from its number `start` on; the last task's where there is no task k."""

@@ -93,8 +93,8 @@ cdef class Layout:
         return 0
 
     cdef new_vector(self):
-        """Zeros that are laid out as the weights, in whole cache lines: float32 (n_weights,)."""
-        memory = np.zeros(self.n_weights + LINE, np.float32)
+        """Room for numbers that are laid out as the weights, in whole cache lines: float32 (n_weights,)."""
+        memory = np.empty(self.n_weights + LINE, np.float32)
         cdef Py_ssize_t start = (-memory.ctypes.data // 4) % LINE
         return memory[start:start + self.n_weights]
 

@@ -46,6 +46,10 @@ cdef extern from "_rows.h" nogil:
         float *value
     ctypedef struct Entry:
         pass
+    ctypedef struct ByRow:
+        Entry *entry
+        int32_t *count
+        bint packed
 
     Py_ssize_t add_rows(const float *rows, Py_ssize_t stride, Py_ssize_t width, const int32_t *index, const float *value,
                         Py_ssize_t n, int32_t end, float *vector)
@@ -65,9 +69,9 @@ cdef extern from "_rows.h" nogil:
     void keep_active(const Sparse *x, const float *sums, float *h, Py_ssize_t width, Sparse *d)
     void transpose(const float *rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t width, float *out,
                    Py_ssize_t width_out)
-    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, Entry *entry, int32_t *count)
-    void add_sorted(bint fresh, const Entry *entry, const int32_t *count, Py_ssize_t n_rows, Py_ssize_t width,
-                    const float *delta, float *target)
+    void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, ByRow *to)
+    void pack_rows(const ByRow *x, Py_ssize_t n_rows, ByRow *to)
+    void add_sorted(bint fresh, const ByRow *x, Py_ssize_t n_rows, Py_ssize_t width, const float *delta, float *target)
     double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
     double squared_error(float *z, Py_ssize_t n, Py_ssize_t width, const float *target, float scale)
 
@@ -118,6 +122,7 @@ cdef class MLP(Weights):
     cdef Frames frames
     cdef Anchors held               # None: there are no anchors
     cdef Memory gradient_memory
+    cdef list sorted_inputs         # SortedInputs of the lists of examples whose TaskGradients were asked for last
     cdef Factors factors
     cdef list helpers               # Batches of other threads
 
@@ -131,7 +136,7 @@ cdef class MLP(Weights):
         self.lr = lr
         self.lay_out(Layout(shapes, len(heads)))
         self.layout.assign(class_ranges, first_class)
-        self.batch, self.helpers = Batch(self.layout), []
+        self.batch, self.helpers, self.sorted_inputs = Batch(self.layout), [], []
         self.frames = Frames()
         self.frames.layout, self.frames.w, self.frames.frames = self.layout, self.w, []
         self.set_weights(heads, layers)

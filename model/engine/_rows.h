@@ -47,6 +47,12 @@ typedef struct {                /* one use of a row */
     float value;
 } Entry;
 
+typedef struct {                /* inputs of a group of examples by row: count[i] of them are those of row i */
+    Entry *entry;               /* of a row after the other, each of which has room for BUCKET of them, unless `packed` */
+    int32_t *count;
+    int packed;
+} ByRow;
+
 /* vec: what a register holds. TILE: lines whose sums all stay in registers */
 #if defined(__AVX512F__)
 typedef float vec __attribute__((vector_size(64), may_alias));
@@ -364,10 +370,12 @@ static inline void transpose(const float *rows, ptrdiff_t n_in, ptrdiff_t n_out,
         }
 }
 
-/* The entries of n examples by row: entry[i * BUCKET:][:count[i]] are those of row i, in the order of the examples, with
-   the offset of the example in memory of rows of `width` floats. */
-static inline void sort_by_row(const Sparse *x, ptrdiff_t n, ptrdiff_t n_rows, ptrdiff_t width, Entry *entry,
-                               int32_t *count) {
+/* The inputs of n examples by row, there in the order of the examples, with the offset of the example in memory of rows of
+   `width` floats. */
+static inline void sort_by_row(const Sparse *x, ptrdiff_t n, ptrdiff_t n_rows, ptrdiff_t width, ByRow *to) {
+    Entry *entry = to->entry;
+    int32_t *count = to->count;
+    to->packed = 0;
     memset(count, 0, n_rows * sizeof(int32_t));
     for (ptrdiff_t b = 0; b < n; b++)
         for (ptrdiff_t k = 0; k < x[b].n; k++) {
@@ -376,13 +384,26 @@ static inline void sort_by_row(const Sparse *x, ptrdiff_t n, ptrdiff_t n_rows, p
         }
 }
 
-/* target[i, :width] += sum_b x_b[i] delta[b, :width] for all rows i, with the entries of x by row; with fresh, a constant,
-   = instead of +=. */
-INLINE void add_sorted(const int fresh, const Entry *entry, const int32_t *count, ptrdiff_t n_rows, ptrdiff_t width,
-                       const float *delta, float *target) {
-    IN_TILES(width, for (ptrdiff_t i = 0; i < n_rows; i++)
-                        if (fresh || count[i])
-                            add_entries_tile(LINES, fresh, delta + j, entry + i * BUCKET, count[i], target + i * width + j))
+/* The same without room between the rows, to be kept. */
+static inline void pack_rows(const ByRow *from, ptrdiff_t n_rows, ByRow *to) {
+    Entry *at = to->entry;
+    to->packed = 1;
+    memcpy(to->count, from->count, n_rows * sizeof(int32_t));
+    for (ptrdiff_t i = 0; i < n_rows; at += from->count[i++])
+        memcpy(at, from->entry + i * BUCKET, from->count[i] * sizeof(Entry));
+}
+
+/* target[i, :width] += sum_b x_b[i] delta[b, :width] for all rows i, with x by row; with fresh, a constant, = instead of +=. */
+INLINE void add_sorted(const int fresh, const ByRow *x, ptrdiff_t n_rows, ptrdiff_t width, const float *delta, float *target) {
+    const int32_t *count = x->count;
+    const int packed = x->packed;
+    IN_TILES(width, const Entry *entry = x->entry;
+                    for (ptrdiff_t i = 0; i < n_rows; i++) {
+                        ptrdiff_t n = count[i];
+                        if (fresh || n)
+                            add_entries_tile(LINES, fresh, delta + j, entry, n, target + i * width + j);
+                        entry += packed ? n : BUCKET;
+                    })
 }
 
 

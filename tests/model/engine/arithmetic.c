@@ -31,13 +31,14 @@ static float W1[(N_IN + 1) * HIDDEN] ROOM, W2[(N_HIDDEN + 1) * OUT] ROOM, turned
 static float h1[N * HIDDEN] ROOM, h2[N * OUT] ROOM, delta[N * HIDDEN] ROOM;
 static float inputs[N][N_IN + 1], active[N][HIDDEN + 1], above[N][HIDDEN];
 static int32_t of_inputs[N][N_IN + 1], of_active[N][HIDDEN + 1], of_above[N][OUT];
-static Entry entries[(N_IN + 1) * BUCKET];
-static int32_t counts[N_IN + 1];
+static Entry entries[(N_IN + 1) * BUCKET], kept_entries[N * (N_IN + 1)];
+static int32_t counts[N_IN + 1], kept_counts[N_IN + 1];
 static float a[MANY] ROOM, b[MANY] ROOM, c[MANY] ROOM, d[MANY] ROOM, products[8], sums[4];
 
 /* A step on n examples together, or one by one; returns the mean loss. */
 static double step(const Sparse *x, const int64_t *y, ptrdiff_t n, float rate) {
     Sparse z[N], e[N];
+    ByRow sorted = {entries, counts, 0}, kept = {kept_entries, kept_counts, 0};
     double loss = 0;
     forward_group(W1, N_IN + 1, HIDDEN, x, n, h1);
     for (ptrdiff_t i = 0; i < n; i++) {
@@ -60,20 +61,21 @@ static double step(const Sparse *x, const int64_t *y, ptrdiff_t n, float rate) {
                 active[i][k] *= -rate;
             dot_rows(1, W2, OUT, OUT, z[i].index, z[i].value, z[i].n, h2, delta);
         }
-        keep_active(&z[i], delta + i * HIDDEN, HIDDEN, &(Sparse) {0, of_above[i], above[i]});
+        keep_active(&z[i], delta + i * HIDDEN, h1 + i * HIDDEN, HIDDEN, &(Sparse) {0, of_above[i], above[i]});
     }
     for (ptrdiff_t i = 0; i < n * HIDDEN; i++)
-        delta[i] *= -rate;
+        h1[i] *= -rate;
     for (ptrdiff_t i = 0; i < n * OUT; i++)
         h2[i] *= -rate;
     if (n == 1) {
-        add_to_rows(W1, HIDDEN, HIDDEN, x[0].index, x[0].value, x[0].n, delta);
+        add_to_rows(W1, HIDDEN, HIDDEN, x[0].index, x[0].value, x[0].n, h1);
         return loss;
     }
-    sort_by_row(x, n, N_IN + 1, HIDDEN, entries, counts);
-    add_sorted(0, entries, counts, N_IN + 1, HIDDEN, delta, W1);
-    sort_by_row(z, n, N_HIDDEN + 1, OUT, entries, counts);
-    add_sorted(0, entries, counts, N_HIDDEN + 1, OUT, h2, W2);
+    sort_by_row(x, n, N_IN + 1, HIDDEN, &sorted);
+    pack_rows(&sorted, N_IN + 1, &kept);
+    add_sorted(0, &kept, N_IN + 1, HIDDEN, h1, W1);
+    sort_by_row(z, n, N_HIDDEN + 1, OUT, &sorted);
+    add_sorted(0, &sorted, N_HIDDEN + 1, OUT, h2, W2);
     return loss;
 }
 

@@ -774,6 +774,32 @@ def test_factors_follow_the_examples_and_the_weights(kernels):
         assert np.array_equal(found, fresh), change
 
 
+def test_what_is_kept_of_the_examples_follows_them(kernels):
+    """Inputs that were sorted once are used while the slots hold what they held; a net that keeps nothing agrees."""
+    s = Setting(kernels, 1)
+    lists = [s.batch(n) for n in (70, 200, 5, 2)]
+    for change in ("nothing", "weights", "slot", "copy", "order", "lists", "examples"):
+        if change == "weights":
+            s.net.sgd_batch(s.examples, s.batch(20))
+        elif change == "slot":
+            s.examples.put(lists[1][150], s.rng.normal(size=s.D).astype(np.float32), 9, 0)
+        elif change == "copy":
+            s.examples.copy(lists[0][0], lists[0][69])
+        elif change == "order":
+            lists[1].reverse()
+        elif change == "lists":
+            lists = [lists[1][:100], *lists, s.batch(90)]
+        elif change == "examples":
+            x, t, y = s.examples.get(range(40))
+            s.examples = kernels.Examples(40, s.D)
+            for slot in range(40):
+                s.examples.put(slot, x[39 - slot], t[slot], y[slot])
+        for _ in range(3):
+            found = s.net.task_gradients(s.examples, lists, factored=False).gram()
+            fresh = kernels.MLP(*s.net.weights(), s.lr).task_gradients(s.examples, lists, factored=False).gram()
+            assert np.array_equal(found, fresh), change
+
+
 def test_costs_decide_what_is_factored(kernels):
     rng = np.random.default_rng(8)
     net, examples = kernels.MLP(*random_weights(rng, [784, 100, 100, 10]), 0.1), kernels.Examples(1, 784)
