@@ -134,6 +134,7 @@ def start_child(function, output, seconds=120, more_memory=1 << 33):
 
     It ends with the code that the function or SystemExit gives. Its output goes to a file. Returns its number.
     """
+    provenance.code_identity("online")  # reads what each child would read anew
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork among threads: idle ones, of numpy
         child = os.fork()
