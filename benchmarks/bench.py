@@ -38,7 +38,7 @@ import torch  # noqa: E402
 try:
     from model.engine import _compiled
 except ImportError as error:
-    print(f"error: without the native engine there is nothing to measure: {error}", file=sys.stderr)
+    print(f"error: nothing to measure: {error}; run python setup.py build_ext --inplace", file=sys.stderr)
     sys.exit(2)
 
 from benchmarks import works  # noqa: E402

@@ -296,6 +296,7 @@ class Worker:
 
     def __exit__(self, *_):
         self.process.stdin.close()
+        self.process.stdout.close()
         self.process.wait()
 
 
