@@ -7,6 +7,7 @@ inputs, two layers of 100 units, 10 outputs; one thread.
     works.py FOLDER DATA    measures in the checkout FOLDER: reads [what] or [what, argument] a line, answers seconds
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -283,8 +284,9 @@ class Worker:
         )
 
     def ask(self, *question):
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and does not answer
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             code = self.process.wait()
@@ -295,7 +297,8 @@ class Worker:
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 
