@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: build          ## MER beside its baselines on MNIST Rotations, with a picture of the forgetting
 	$(BIN)/python demo.py
 
-test: build          ## all tests
-	$(BIN)/python -m pytest
+test: build          ## all tests, a file at a time on each core: what a file's tests share is made once
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 torture: build       ## the long fault injection
 	$(BIN)/python -m pytest -m torture --timeout 3600

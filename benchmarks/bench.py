@@ -23,7 +23,6 @@ import contextlib
 import datetime
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,9 +35,15 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+try:
+    from model.engine import _compiled
+except ImportError as error:
+    print(f"error: nothing to measure: {error}; run python setup.py build_ext --inplace", file=sys.stderr)
+    sys.exit(2)
+
 from benchmarks import works  # noqa: E402
-from model.engine import _compiled  # noqa: E402
-from run import life, provenance, settings  # noqa: E402
+from benchmarks.experiences import examples, fill, make_experience, seconds_per_example  # noqa: E402
+from run import provenance, settings  # noqa: E402
 from run.evaluation import Evaluator, n_scored  # noqa: E402
 from sweep.commands import experiments  # noqa: E402
 from tasks.files import load_tasks  # noqa: E402
@@ -50,36 +55,6 @@ BEFORE = "2bfddd2"  # the last commit before the kernels were written anew for t
 SPLIT = "mnist_split.pt"
 
 
-def make_experience(tasks, flags, engine, threads=1):
-    """The Experience of a learner on an engine, nothing learned yet; threads 0: as many as a run takes by itself."""
-    line = f"{flags} --data_file {tasks.name} --engine {engine} --threads {threads}"
-    chosen, _ = settings.resolve(settings.parse(line.split()), tasks)
-    torch.set_num_threads(chosen.threads)
-    return life.make_experience(chosen, tasks)
-
-
-def examples(experience, t, n):
-    """n single examples of task t as `observe` takes them, cycling through the first of its training images."""
-    train = experience.tasks[t].train
-    for i in range(n):
-        index = [i % len(train)]
-        yield train.inputs(index), t, torch.from_numpy(train.labels[index])
-
-
-def fill(experience):
-    """Fills the memory of a replay learner, one task after another, without learning; of any other nothing."""
-    learner, n_tasks = experience.learner, len(experience.tasks)
-    for t in range(n_tasks if hasattr(learner, "memory") else 0):
-        for x, _, y in examples(experience, t, -(-learner.memory.capacity // n_tasks)):
-            if hasattr(learner.memory, "begin"):
-                learner.memory.begin(t)
-            slots = learner.examples.put(0, x, t, y)
-            if hasattr(learner.memory, "scores"):
-                learner.memory.add(slots, [0.5])
-            else:
-                learner.memory.remember_all(slots)
-
-
 def filled(tasks, flags):
     """engine -> an Experience of these flags, its memory being full."""
 
@@ -89,22 +64,6 @@ def filled(tasks, flags):
         return experience
 
     return make
-
-
-def seconds_per_example(experience, t, budget=1.0, stretches=5):
-    """Median over stretches of the time that `observe` takes for an example of task t; all last `budget` together."""
-    learner, source = experience.learner, examples(experience, t, 10**9)
-
-    def stretch(n):
-        batch = [next(source) for _ in range(n)]
-        begin = time.perf_counter()
-        for x, task, y in batch:
-            learner.observe(x, task, y)
-        return (time.perf_counter() - begin) / n
-
-    once = stretch(2)
-    n = max(1, min(2000, int(budget / stretches / once)))
-    return statistics.median(stretch(n) for _ in range(stretches))
 
 
 def paired(make, measure):
@@ -130,6 +89,29 @@ class Table:
         print(f"{f'{what} [{unit}]':58} {shown[0]} {shown[1]}  {f'{ratio:.2f}x' if ratio else ''} {said}", flush=True)
 
 
+def git(*words):
+    """What git says of this checkout. CannotMeasure where it refuses, or is none."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError as error:
+        raise works.CannotMeasure(f"git cannot be run ({error}); give --against a folder") from error
+    if done.returncode:
+        raise works.CannotMeasure(f"git {words[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def check(commit):
+    """CannotMeasure unless there is that commit, or a checkout in the folder of that name."""
+    if Path(commit).is_dir():
+        if not (Path(commit) / "benchmarks" / "bench.py").is_file():
+            raise works.CannotMeasure(f"--against {commit}: that folder is no checkout of this program")
+        return
+    try:
+        git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    except works.CannotMeasure as error:
+        raise works.CannotMeasure(f"--against {commit}: no such commit or folder ({error})") from error
+
+
 @contextlib.contextmanager
 def checkout(commit):
     """A folder with that commit and its kernels built; a folder that is one already is taken as it is."""
@@ -138,13 +120,13 @@ def checkout(commit):
         return
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top) / "before"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", folder, commit], cwd=ROOT, check=True)
+        git("worktree", "add", "--quiet", "--detach", str(folder), commit)
         try:
             build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
             subprocess.run(build, cwd=folder, check=True)
             yield folder
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", folder], cwd=ROOT, check=True)
+            git("worktree", "remove", "--force", str(folder))
 
 
 @contextlib.contextmanager
@@ -451,9 +433,14 @@ def main():
     chosen = args.part or list(PARTS)
     if unknown := [part for part in chosen if part not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(PARTS)}")
-    table = Table(args.against)
-    for part in chosen:
-        PARTS[part](table)
+    try:
+        if not {"kernels", "suite"}.isdisjoint(chosen):
+            check(args.against)  # before the others take their time
+        table = Table(args.against)
+        for part in chosen:
+            PARTS[part](table)
+    except works.CannotMeasure as error:
+        parser.exit(2, f"error: {error}\n")
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     where = {"cpu": provenance.cpu_name(), "cores": os.cpu_count(), "kernels": _compiled.variant}

@@ -7,6 +7,8 @@ inputs, two layers of 100 units, 10 outputs; one thread.
     works.py FOLDER DATA    measures in the checkout FOLDER: reads [what] or [what, argument] a line, answers seconds
 """
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -18,15 +20,18 @@ from types import SimpleNamespace
 import numpy as np
 
 PERMUTATIONS, MANY = "mnist_permutations.pt", "mnist_manypermutations.pt"
+FORMERLY = "bench"  # the file of earlier commits that has what experiences.py has
 GEM = "--model gem --lr 0.01 --memory_strength 0.5 --samples_per_task 10"
 
 
 def open_tree(folder, data):
-    """The checkout's kernels, and from its benchmarks/bench.py what makes learners; they must be built."""
-    sys.path[:0] = [str(folder), str(Path(folder) / "benchmarks")]
-    import bench
-
-    return SimpleNamespace(bench=bench, kernels=bench._compiled, tasks=lambda name: bench.load_tasks(str(data), name))
+    """The checkout's kernels, which must be built, and what makes its learners: the functions of experiences.py."""
+    benchmarks = Path(folder) / "benchmarks"
+    sys.path[:0] = [str(folder), str(benchmarks)]
+    made_by = importlib.import_module("experiences" if (benchmarks / "experiences.py").exists() else FORMERLY)
+    return SimpleNamespace(
+        experiences=made_by, kernels=made_by._compiled, tasks=lambda name: made_by.load_tasks(str(data), name)
+    )
 
 
 def seconds(function, n):
@@ -113,13 +118,13 @@ def gradients_of_tasks(tree, memories=256, past=10):
 
 
 def gem_step(tree, data, memories, past):
-    bench = tree.bench
-    experience = bench.make_experience(tree.tasks(data), f"{GEM} --n_memories {memories}", "native")
+    made_by = tree.experiences
+    experience = made_by.make_experience(tree.tasks(data), f"{GEM} --n_memories {memories}", "native")
     learner = experience.learner
     for t in range(past):
-        for x, _, y in bench.examples(experience, t, memories):
+        for x, _, y in made_by.examples(experience, t, memories):
             learner.memory.remember(learner.examples.put(0, x, t, y), t)
-    source = bench.examples(experience, past, 10**9)
+    source = made_by.examples(experience, past, 10**9)
 
     n = max(5, 2000 // (memories * past))
 
@@ -152,22 +157,22 @@ WORKS = {
 
 def run_of(tree, flags):
     """(learning, evaluation) of the run of these flags in core-seconds, estimated from one of each in its middle."""
-    bench = tree.bench
+    made_by = tree.experiences
     words = dict(zip(flags.split()[::2], flags.split()[1::2], strict=True))
     tasks = tree.tasks(words.pop("--data_file"))
-    experience = bench.make_experience(tasks, " ".join(" ".join(pair) for pair in words.items()), "native")
+    experience = made_by.make_experience(tasks, " ".join(" ".join(pair) for pair in words.items()), "native")
     learner, stream, t = experience.learner, experience.stream, len(tasks.tasks) // 2
     if words["--model"] == "gem":
         for past in range(t):
-            for x, _, y in bench.examples(experience, past, int(words["--n_memories"])):
+            for x, _, y in made_by.examples(experience, past, int(words["--n_memories"])):
                 learner.memory.remember(learner.examples.put(0, x, past, y), past)
     elif words["--model"] == "ewc":
         for past in range(t + 1):
-            for x, task, y in bench.examples(experience, past, 10):
+            for x, task, y in made_by.examples(experience, past, 10):
                 learner.observe(x, task, y)
     else:
-        bench.fill(experience)
-    example = bench.seconds_per_example(experience, t, budget=0.2, stretches=3)
+        made_by.fill(experience)
+    example = made_by.seconds_per_example(experience, t, budget=0.2, stretches=3)
     n_evaluations = stream.n_evaluations(experience.log_every)
     evaluation = min(seconds(lambda: experience.evaluator.evaluate(learner).accuracies(), 1) for _ in range(2))
     return stream.n_examples * example, n_evaluations * evaluation
@@ -265,10 +270,15 @@ PEERS = {
 # in a process of its own for each checkout, so that each has its own modules
 
 
+class CannotMeasure(Exception):
+    """A checkout that is none, or whose kernels are not built."""
+
+
 class Worker:
-    """A checkout's process: ask it for the seconds of a piece of work."""
+    """A checkout's process: ask it for the seconds of a piece of work. CannotMeasure where it ends by itself."""
 
     def __init__(self, folder, data):
+        self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(folder), str(data)],
             cwd=folder,
@@ -279,24 +289,31 @@ class Worker:
         )
 
     def ask(self, *question):
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and does not answer
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{question}: the worker ended with {self.process.wait()}")
+            code = self.process.wait()
+            raise CannotMeasure(f"{self.folder} cannot be measured (asked for {question[0]}, it ended with {code})")
         return json.loads(answer)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
         self.process.wait()
 
 
 def main():
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a checkout prints
-    tree = open_tree(*sys.argv[1:])
+    try:
+        tree = open_tree(*sys.argv[1:])
+    except ImportError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")
     made = {}
     for line in sys.stdin:
         what, *argument = json.loads(line)

@@ -34,21 +34,25 @@ def code_identity(learner, engine="reference", network=None):
     found, left = {}, [*ROOTS, f"model.{learner}", f"model.engine.{engine}", f"model.networks.{network}"]
     while left:
         name = left.pop()
-        path = _source(name)
-        if path and name not in found:
-            tree = ast.parse(path.read_bytes())
-            left += _imported(tree, name, path)
-            found[name] = ast.unparse(_without_docstrings(tree))
+        if name not in found and (code := _code(name)):
+            found[name], imported = code
+            left += imported
     text = "".join(f"{name}\0{found[name]}\0" for name in sorted(found))
     if compiled := kernels(engine):
         text += compiled[0]
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source(name):
-    """The file of a module of ours, or None."""
+@cache
+def _code(name):
+    """(what a module of ours does, as text; the names that it imports), or None where it is none of ours."""
     path = ROOT.joinpath(*name.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    path = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    if path is None:
+        return None
+    tree = ast.parse(path.read_bytes())
+    imported = list(_imported(tree, name, path))
+    return ast.unparse(_without_docstrings(tree)), imported
 
 
 def _imported(tree, name, path):

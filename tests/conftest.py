@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,13 @@ from run.flags import RUN_FLAGS
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts():
+    """SIGINT is heard, which tests send to their own process, even if whoever started them had it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import tempfile
 import traceback
 import warnings
 from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,7 @@ def start_child(function, output, seconds=120, more_memory=1 << 33):
 
     It ends with the code that the function or SystemExit gives. Its output goes to a file. Returns its number.
     """
+    provenance.code_identity("online")  # reads what each child would read anew
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork among threads: idle ones, of numpy
         child = os.fork()
@@ -142,18 +144,35 @@ def start_child(function, output, seconds=120, more_memory=1 << 33):
     return child
 
 
-def in_child(function, more_memory=1 << 33):
+def in_child(function, more_memory=1 << 33, seconds=120):
     """start_child, and waits for it: its code (-signal where it died of one), all its output, and its memory.
 
     peak   the most memory that it had more than this process, in bytes
     """
     with tempfile.NamedTemporaryFile() as output:
-        child, before = start_child(function, output.name, more_memory=more_memory), memory_of_this_process()[1]
+        before = memory_of_this_process()[1]
+        child = start_child(function, output.name, seconds, more_memory)
         _, status, usage = os.wait4(child, 0)
         text = output.read().decode(errors="replace")
     assert "Timeout (" not in text, text  # and where it hung
     peak = usage.ru_maxrss * 1024 - before
     return SimpleNamespace(code=os.waitstatus_to_exitcode(status), text=text, peak=peak)
+
+
+def become(program):
+    """Makes a child a process of another copy of the program, as if started there, but that torch is imported.
+
+    None of our modules is loaded any more; kernels stay where it is this very copy, since they cannot be loaded twice.
+    """
+    ours = {path.stem for path in Path(program).iterdir() if path.suffix == ".py" or path.is_dir()} - {"tests"}
+    for name, module in list(sys.modules.items()):
+        file = str(getattr(module, "__file__", None))
+        is_kernel_here = file.endswith(tuple(EXTENSION_SUFFIXES)) and Path(file).is_relative_to(program)
+        if name.partition(".")[0] in ours and not is_kernel_here:
+            del sys.modules[name]
+    sys.path.insert(0, str(program))
+    warnings.resetwarnings()
+    os.chdir(program)
 
 
 def memory_of_this_process():

@@ -1,7 +1,10 @@
 """Learners of strangers: their sources, and runs of a copy of the program that has them in model/."""
 
+import contextlib
+import io
 import json
-import subprocess
+import os
+import signal
 import sys
 from textwrap import dedent, indent
 from types import SimpleNamespace
@@ -9,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from conftest import copy_program, toy_examples
+from runs import become, in_child
 
 TEMPLATE = """
 {top}
@@ -44,28 +48,6 @@ def a_learner(top="", body="", **methods):
     return TEMPLATE.format(top=dedent(top), body=indent(dedent(body), " " * 4), **lines)
 
 
-RUN_ALL = """
-import contextlib, io, json, os, signal, sys
-import main
-from run.experience import Experience
-
-learn = Experience.learn
-for words, stop in json.load(sys.stdin):
-    def stopped(self):
-        for batch in learn(self):
-            if batch.number + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-    Experience.learn = stopped
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            sys.argv = ["main.py", *words]
-            code = main.main(words)
-        except SystemExit as exit:
-            code = exit.code
-    print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
-"""
 QUICK = ["--n_hiddens", "6", "--lr", "0.1", "--log_every", "4", "--threads", "1"]
 
 
@@ -90,25 +72,48 @@ def write_tasks(folder):
 
 def run(program, lines):
     """{name: code, out, err, files} of runs {name: (words, minibatch at which SIGTERM comes)}, in one process."""
+    said = program.parent / "said"
     words = [
         [[*line, "--save_path", f"../results/{name.replace(' ', '_')}", "--data_path", "../data/"], stop]
         for name, (line, stop) in lines.items()
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL],
-        cwd=program,
-        input=json.dumps(words),
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
+    import torch._dynamo  # noqa: F401  as torch.optim would, slowly, in each child
+
+    done = in_child(lambda: _run_all(program, words, said), seconds=250)
+    assert done.code == 0, done.text
     found = {}
-    for name, text in zip(lines, done.stdout.splitlines(), strict=True):
+    for name, text in zip(lines, said.read_text().splitlines(), strict=True):
         files = {path.suffix: path for path in (program.parent / "results" / name.replace(" ", "_")).glob("*")}
         found[name] = SimpleNamespace(**json.loads(text), files=files)
         assert "Traceback" not in found[name].out + found[name].err, found[name].err
     return found
+
+
+def _run_all(program, all_words, said):
+    become(program)
+    import main
+    from run.experience import Experience
+
+    learn = Experience.learn
+    with open(said, "w") as file:
+        for words, stop in all_words:
+
+            def stopped(self, stop=stop):
+                for batch in learn(self):
+                    if batch.number + 1 == stop:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    yield batch
+
+            Experience.learn = stopped
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    sys.argv = ["main.py", *words]
+                    code = main.main(words)
+                except SystemExit as exit:
+                    code = exit.code
+            print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}), file=file)
+    return 0
 
 
 def of(name, *more):

@@ -3,13 +3,12 @@
 import itertools
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import learners, place, words_of
+from runs import become, in_child, learners, place, words_of
 
 import main
 from model.engine import _build, _compiled
@@ -23,38 +22,36 @@ SIZES = ("--n_hiddens", 99, "--replay_batch_size", 9, "--memories", 20, "--log_e
 pytestmark = pytest.mark.timeout(900)  # every learner, several times over
 PARTS = 40  # minibatches of 90 before a run is stopped
 
-CHILD = """
-import os, sys
-sys.path.insert(0, os.environ["TESTS"])
-import torch
-from runs import a_signal, after, main
-from model.engine import _compiled
-assert _compiled.variant == os.environ["MER_KERNELS"]
-todo = eval(sys.stdin.read())
-for folder, words, stop in todo:
-    os.chdir(folder)
-    if stop:
-        with after(stop, a_signal(15)):
-            assert main.main(words) == 143
-    else:
-        assert main.main(words) == 0
-"""
-
 
 def work(variant, todo):
-    """Runs main.py in folders, [(folder, words, None or minibatches to stop after)], with this variant's kernels."""
-    environment = {**os.environ, "MER_KERNELS": variant, "TESTS": str(ROOT / "tests"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=repr(todo),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stderr
+    """Runs main.py in folders, [(folder, words, None or minibatches to stop after)], with this variant's kernels.
+
+    In a process of its own; what it said.
+    """
+    done = in_child(lambda: _work(variant, todo), seconds=800)
+    assert done.code == 0, done.text[-2000:]
+    return done.text
+
+
+def _work(variant, todo):
+    os.environ["MER_KERNELS"] = variant
+    become(ROOT)
+    for name in ("runs", "conftest"):
+        del sys.modules[name]
+    import runs
+
+    from model.engine import _compiled
+
+    assert _compiled.variant == variant
+    runs.provenance.commit = lambda: {"commit": None, "dirty": None}  # asks git, slowly
+    for folder, words, stop in todo:
+        os.chdir(folder)
+        if stop:
+            with runs.after(stop, runs.a_signal(15)):
+                assert runs.main.main(words) == 143
+        else:
+            assert runs.main.main(words) == 0
+    return 0
 
 
 def left_in(folder):
