@@ -1,7 +1,7 @@
 """Packs: many runs in one compact file, with every evaluation, their flags and provenance, and without weights.
 
-gzip of JSON lines: the first says the format, then each is a run in the words of its .json. `read.read_results` reads a
-pack like a folder, so that anyone can draw, pool and compare the runs.
+gzip of JSON lines: the first says the format, then each is a run in the words of its .json, but for the flags that say
+where its files went. `read.read_results` reads a pack like a folder, so that anyone can draw, pool and compare the runs.
 """
 
 import gzip
@@ -13,7 +13,11 @@ from pathlib import Path
 from disk import locks
 from disk.atomic import writing
 from errors import UserError
+from model.flags import PLACE
 from report import read
+from run.flags import RUN_FLAGS
+
+PLACES = {flag.name for flag in RUN_FLAGS if flag.role == PLACE}
 
 
 def pack(places, out):
@@ -33,7 +37,7 @@ def pack(places, out):
                 for run, saved in read.records(place):
                     if saved:
                         found.append(run)
-                        lines[id(run)] = json.dumps(saved, separators=(",", ":")).encode()
+                        lines[id(run)] = json.dumps(_told(saved), separators=(",", ":")).encode()
                     elif place == out:
                         raise UserError(f"{out} has what cannot be kept ({run.path}: {run.reason}); take another name")
                     else:
@@ -45,6 +49,14 @@ def pack(places, out):
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}; choose a place that can") from error
     return len(runs), skipped
+
+
+def _told(saved):
+    """What is told of a run to others."""
+    args = saved.get("args")
+    if not isinstance(args, dict):
+        return saved
+    return saved | {"args": {flag: value for flag, value in args.items() if flag not in PLACES}}
 
 
 @contextmanager
