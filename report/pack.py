@@ -1,7 +1,7 @@
 """Packs: many runs in one compact file, with every evaluation, their flags and provenance, and without weights.
 
 gzip of JSON lines: the first says the format, then each is a run in the words of its .json, but for the flags that say
-where its files went. `read.read_results` reads a pack like a folder, so that anyone can draw, pool and compare the runs.
+where its files went. `read.read_results` reads a pack like a folder, so that anyone can draw and compare the runs.
 """
 
 import gzip
