@@ -163,6 +163,23 @@ def test_hits_are_counted_until_there_are_enough():
     assert differ == 0, "fixed point is what the float kernel finds (tests/model/engine/test_fixed_point.py)"
 
 
+def test_no_hits_are_counted_by_kernels_without_fixed_point(monkeypatch, capsys):
+    class InFloat:
+        def __init__(self, images, make=bench._compiled.TestImages):
+            self.made = make(images)
+
+        def count(self, *arguments):
+            return self.made.count(*arguments, False)
+
+        def correct(self, *arguments):
+            return self.made.correct(*arguments)
+
+    monkeypatch.setattr(bench._compiled, "TestImages", InFloat)
+    table = bench.Table(None)
+    bench.bench_hits(table)
+    assert table.rows == [] and "in float alone" in capsys.readouterr().out
+
+
 # against a commit
 
 
