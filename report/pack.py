@@ -13,11 +13,8 @@ from pathlib import Path
 from disk import locks
 from disk.atomic import writing
 from errors import UserError
-from model.flags import PLACE
 from report import read
-from run.flags import RUN_FLAGS
-
-PLACES = {flag.name for flag in RUN_FLAGS if flag.role == PLACE}
+from run.flags import PLACES
 
 
 def pack(places, out):

@@ -139,3 +139,4 @@ GROUPS = {
     ),
 }
 RUN_FLAGS = (MODEL, NETWORK, *(flag for group in GROUPS.values() for flag in group))
+PLACES = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs

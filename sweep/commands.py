@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import model
 from errors import UserError
-from model.flags import PLACE, memory_size, same_size
+from model.flags import memory_size, same_size
 from run import settings
-from run.flags import RUN_FLAGS
+from run.flags import PLACES
 from tasks.files import load_tasks
 
 LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
-SWEEPS_OWN = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class Command:
         for word in words:
             name, equals, text = word.removeprefix("--").partition("=")
             flags[name] = text if equals else next(words)
-        for name in SWEEPS_OWN:
+        for name in PLACES:
             if name in flags:
                 raise UserError(f"--{name} {flags[name]}: the sweep decides that; leave it out of the commands")
         return cls(flags, args, note)
@@ -152,7 +151,7 @@ def grid_points(texts):
         name, equals, values = text.removeprefix("--").partition("=")
         if not equals or not all(values.split(",")):
             raise UserError(f"--grid {text}: write --grid FLAG=VALUE,VALUE,…")
-        if name in (*SWEEPS_OWN, "seed", "model"):
+        if name in (*PLACES, "seed", "model"):
             raise UserError(f"--grid {text}: {name} is nothing to tune; choose a flag that a learner reads")
         if name in axes:
             raise UserError(f"--grid {text}: {name} has a grid already; write all of its values in one")
