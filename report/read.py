@@ -46,6 +46,7 @@ THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left
 # Flags that runs of one experiment may differ in. Which tasks it learned is told by their identity.
 NO_MATTER = {flag.name for flag in RUN_FLAGS if flag.role in (CHANCE, DATA, FREE, PLACE)} | {MODEL.name}
 
+MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model")
 _NAME = re.compile(r"(?P<model>[A-Za-z0-9.-]+)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,99}")
 _FLAG = re.compile(r"\w{1,60}")
@@ -367,7 +368,17 @@ def read_txt(path):
     except (ValueError, LookupError):
         raise Unreadable("half-written or foreign: not the accuracies that a run saves") from None
     numbers = {"stats": stats, "result_t": [0, *range(len(rows) - 1)], "result_a": rows}
-    return [{"program": TEXT, "model": parts["model"], "data": {"file": parts["data"]}} | numbers]
+    model, data = _split(parts["model"], parts["data"])
+    return [{"program": TEXT, "model": model, "data": {"file": data}} | numbers]
+
+
+def _split(model, data):
+    """(learner, data file) of a name's parts: a learner's own name may have underscores."""
+    words = f"{model}_{data}".split("_")
+    for n in range(len(words) - 1, 1, -1):
+        if os.path.isfile(os.path.join(MODELS, f"{'_'.join(words[:n])}.py")):
+            return "_".join(words[:n]), "_".join(words[n:])
+    return model, data
 
 
 # of one run, the first of these that is there is read

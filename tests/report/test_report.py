@@ -246,6 +246,15 @@ def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
         np.testing.assert_allclose(by_name[it["name"]].matrix, it["accuracy_matrix"], atol=1e-4)
 
 
+@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown"])
+def test_a_txt_tells_learner_and_data_apart(tmp_path, learner):
+    saved = small("gem")
+    saved["name"] = saved["name"].replace("gem_", f"{learner}_")
+    factory.write_txt(tmp_path, saved)
+    (run,), skipped = read.read_results(tmp_path)
+    assert not skipped and (run.model, run.data_file) == (learner, "mnist_rotations.pt")
+
+
 def test_a_run_is_read_once_from_the_best_of_its_files(tmp_path):
     saved = small("gem", memory=200)
     for write in (factory.write_json, factory.write_pt, factory.write_txt):
