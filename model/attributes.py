@@ -194,6 +194,8 @@ class Walk:
         own, home = vars(module), type(module).__module__
         if path and home.startswith("torch."):  # what it knows besides: a rate of dropout; what a stranger put there
             own = {k: v for k, v in own.items() if k == "training" or (home.startswith("torch.nn.") and k[0] != "_")}
+            made = [k for k, v in own.items() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
+            own = {k: v for k, v in own.items() if k not in made}  # by a hook, again each time: a weight that is pruned
         return ("module", path, inner, weights, buffers, self._attributes(own, path, MACHINERY))
 
     def _optimizer(self, optimizer, path):

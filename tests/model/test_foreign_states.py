@@ -260,6 +260,11 @@ EXACT = {
         "self.net.register_forward_hook(lambda m, i, o: o * 2)",
         "noise = self.f(0.1).detach() + self.g([3])[0] + self.h(self.net(x), y).detach() + self.part.sum()",
     ),
+    "pruned": a_learner(
+        top="import torch.nn.utils.prune",
+        init="torch.nn.utils.prune.random_unstructured(self.net, 'weight', 0.3)\n"
+        "self.opt = torch.optim.SGD(self.net.parameters(), lr=args.lr)",
+    ),
     "tied_weights": a_learner(
         init="self.other = torch.nn.Linear(n_inputs, n_outputs); self.other.weight = self.net.weight"
     ),
