@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
 
 from errors import UserError
 from run import checkpoints, life, saving
@@ -37,9 +38,10 @@ def finish(this, failed):
         say(f"tasks known from before: RA {earlier['RA_before']:.3f}, now {earlier['RA_after']:.3f}")
     try:
         print(f"{path}: {line} # {this.journal.seconds(this.experience)['total']:.3f}", flush=True)
-    except (OSError, UnicodeError) as error:  # a full disk, a reader that is gone, a name that it cannot show
+    except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a name that it cannot show, closed
         trouble = trouble or f"cannot write to stdout ({error}); the results are saved as {path}.*"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds for it
+        with suppress(ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds for it
     if trouble:
         say(f"error: {trouble}")
     if failed:

@@ -41,7 +41,7 @@ def claim(path, create=False):
         found = _locked(path)
         if found is None:
             return None
-        if _is_at(found.descriptor, path):
+        if found.descriptor is None or _is_at(found.descriptor, path):
             return found
         found.close()  # replaced or deleted by who held it: there may be another of its name
 
@@ -58,11 +58,13 @@ def _locked(path):
     """The Claim of the file that is there now, or None. Open for reading, so that it keeps no disk from being made
     read-only; where a lock takes a file that is open for writing (NFS), for that.
     """
+    if fcntl is None:
+        os.stat(path)
+        return Claim(None)  # where there is none, a file that is open can often not be replaced
     for mode in (os.O_RDONLY, os.O_RDWR):
         found = Claim(os.open(path, mode))
         try:
-            if fcntl is not None:
-                fcntl.flock(found.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(found.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return found
         except BlockingIOError:
             return None

@@ -5,11 +5,13 @@ A module knows more than its `state_dict`: memories in lists, counters, random s
 views of one tensor, stay that. Nothing is executed to read it: only what stands here can be made of a node.
 
 What is neither plain nor known stays where the constructor put it, if it is code (a function, a class, a constant);
-anything else cannot be kept, and is named in `Walk.problems`.
+anything else cannot be kept, and is named in `Walk.problems`. So is what such code refers to (a closure's list, a
+hook's counter), and NumPy's arrays that share memory, as soon as it has changed: it would not be the same again.
 """
 
 import argparse
 import collections
+import copy
 import enum
 import functools
 import logging
@@ -17,6 +19,7 @@ import pathlib
 import random
 import re
 import types
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -36,7 +39,10 @@ FACTORIES = {cls.__name__: cls for cls in (int, float, list, dict, set, str, boo
 BIT_GENERATORS = {cls.__name__: cls for cls in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937)}
 BIT_GENERATORS |= {cls.__name__: cls for cls in (np.random.Philox, np.random.SFC64)}
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+OF_OPTIMIZERS = ("defaults", "state", "param_groups", "step")  # the last where a scheduler has put it
 MACHINERY = frozenset(vars(torch.nn.Module())) - {"training"}  # of every module: its weights' dictionaries, its hooks
+HOOKS = [name for name in sorted(MACHINERY) if re.fullmatch(r"_(for|back)ward(_pre)?_hooks", name)]
+HOOKS += [f"_optimizer_{when}_hooks" for when in ("step_pre", "step_post")]
 
 
 class Walk:
@@ -49,17 +55,19 @@ class Walk:
 
     problems   {attribute: what it is} of what cannot be kept
     fixed      {attribute: object} of what stays where the constructor put it: code, modules, optimizers
+    behind     {attribute: a copy of what it refers to, as the constructor left it} of code, hooks, arrays in one memory
     """
 
     def __init__(self, module, file, args=None, born=None, device="cpu"):
         self.file, self.args, self.born, self.device = file, args, born, torch.device(device)
-        self.fixed, self.problems = {}, {}
-        self.flags = dict(vars(args)) if args is not None else {}
-        self._nodes, self._index, self._storages, self._later = [], {}, {}, []
+        self.fixed, self.problems, self.behind = {}, {}, {}
+        self.flags = {name: _copy(value) for name, value in vars(args).items()} if args is not None and not born else {}
+        self._nodes, self._index, self._storages, self._later, self._arrays = [], {}, {}, [], []
         self._root = self._value(module, "")
         while self._later:  # what refers to weights, after all weights
             index, keep, value, path = self._later.pop(0)
             self._nodes[index] = keep(value, path)
+        self._check_behind()
 
     def content(self):
         """Plain values and tensors, which `restore` reads. Of use where there are no problems."""
@@ -69,6 +77,32 @@ class Walk:
             home = torch.device(storage.device).type == self.device.type
             flat.append((start, home, everything[start:end].clone().cpu()))
         return {"root": self._root, "nodes": self._nodes, "storages": flat}
+
+    def _check_behind(self):
+        """What is behind code and in shared memory must be as the constructor left it."""
+        self.behind |= self._shared()
+        if self.born:
+            for path, value in self.behind.items():
+                if not same(value, self.born.behind.get(path)):
+                    self.problems.setdefault(path, "shares or refers to what has changed since the start")
+            return
+        stays = [*self.fixed.values(), self.args]
+        stays += [weight for it in stays if isinstance(it, torch.nn.Module) for weight in it._parameters.values()]
+        self.behind = {path: _copy(value, stays) for path, value in self.behind.items()}
+
+    def _shared(self):
+        """{attribute: array} of NumPy's arrays whose memory is another's or a tensor's, too: each is kept alone."""
+        spans = [(*_span(array), path, array) for path, array in self._arrays if array.size]
+        for (device, address), (_, _, start, end) in self._storages.items():
+            if device == "cpu" and start < end:
+                spans.append((address + start, address + end, None, None))
+        found, widest = {}, None
+        for span in sorted(spans, key=lambda span: span[:2]):
+            if widest and span[0] < widest[1]:
+                found |= {path: array for _, _, path, array in (widest, span) if path is not None}
+            if widest is None or span[1] > widest[1]:
+                widest = span
+        return found
 
     def _value(self, value, path):
         """The value itself, or ("#", its node)."""
@@ -134,6 +168,7 @@ class Walk:
         if kind in (random.Random, np.random.RandomState, np.random.Generator, torch.Generator):
             return self._stream(value, path)
         if isinstance(value, CODE):
+            self.behind[path] = list(_behind(value))
             if self.born is None:
                 self.fixed[path] = value
             elif path not in self.born.fixed or self.born.fixed[path] != value:
@@ -152,11 +187,15 @@ class Walk:
     def _module(self, module, path):
         if not self._stays(module, path):
             return None
-        known = path and type(module).__module__.startswith("torch.")  # all that it knows are weights and buffers
+        self._hooks(module, path)
         inner = self._attributes(module._modules, path)
         weights = self._attributes(module._parameters, path)
         buffers = self._attributes(module._buffers, path)
-        own = {"training": module.training} if known else vars(module)
+        own, home = vars(module), type(module).__module__
+        if path and home.startswith("torch."):  # what it knows besides: a rate of dropout; what a stranger put there
+            own = {k: v for k, v in own.items() if k == "training" or (home.startswith("torch.nn.") and k[0] != "_")}
+            made = [k for k, v in own.items() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
+            own = {k: v for k, v in own.items() if k not in made}  # by a hook, again each time: a weight that is pruned
         return ("module", path, inner, weights, buffers, self._attributes(own, path, MACHINERY))
 
     def _optimizer(self, optimizer, path):
@@ -164,7 +203,14 @@ class Walk:
             return None
         groups = self._values(optimizer.param_groups, f"{path}.param_groups")
         state = self._pairs(dict(optimizer.state), f"{path}.state")
-        return ("optimizer", path, groups, state, self._value(optimizer.defaults, path))
+        self._hooks(optimizer, path)
+        more = {k: v for k, v in vars(optimizer).items() if k[0] != "_" and k not in OF_OPTIMIZERS}
+        defaults = self._value(optimizer.defaults, path)
+        return ("optimizer", path, groups, state, defaults, self._attributes(more, path))
+
+    def _hooks(self, owner, path):
+        hooks = [hook for name in HOOKS for hook in (vars(owner).get(name) or {}).values()]
+        self.behind[f"{path}.hooks".lstrip(".")] = [len(hooks), *_behind(*hooks)]
 
     def _tensor(self, tensor, path):
         if tensor.grad_fn is not None:
@@ -189,6 +235,8 @@ class Walk:
         if array.dtype.hasobject or array.dtype.names:
             self.problems[path] = f"is an array of {array.dtype}"
             return None
+        if isinstance(array, np.ndarray):
+            self._arrays.append((path, array))
         content = np.ascontiguousarray(array)
         numbers = torch.from_numpy(np.frombuffer(content.tobytes(), np.uint8).copy())
         return ("array", array.dtype.str, array.shape, not isinstance(array, np.ndarray), numbers)
@@ -426,12 +474,13 @@ class _Restoring:
     def _merged(self, new, old, before):
         return old if self.born is None else merge(new, old, before)
 
-    def _optimizer(self, path, groups, state, defaults):
+    def _optimizer(self, path, groups, state, defaults, more=()):
         optimizer = self._there(path, torch.optim.Optimizer)
         groups = self._list(groups)
         optimizer.param_groups[:] = groups
         optimizer.state = collections.defaultdict(dict, self._pairs(state))
         optimizer.defaults = self._get(defaults)
+        vars(optimizer).update(self._named(more))
         return optimizer
 
     def _scheduler(self, path, state):
@@ -467,6 +516,8 @@ def merge(new, old, born):
 
 def same(one, other):
     """Whether two values are equal, all the way down."""
+    if one is other:
+        return True
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -477,9 +528,61 @@ def same(one, other):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple | collections.deque):
         return len(one) == len(other) and all(map(same, one, other))
-    if _has_attributes(one):
+    if _has_attributes(one) or isinstance(one, torch.nn.Module):
         return same(vars(one), vars(other))
-    return one is other or bool(one == other)
+    return bool(one == other)
+
+
+class _Unknown:
+    """In place of what cannot be copied: the same as nothing."""
+
+
+def _copy(value, stays=()):
+    """A deep copy, but for the objects that stay."""
+    try:
+        return copy.deepcopy(value, {id(it): it for it in stays})
+    except Exception:  # its own affair
+        return _Unknown()
+
+
+def _behind(*code, seen=None):
+    """Yields the objects, other than code, that pieces of code refer to; a function itself, so that another is told."""
+    seen = set() if seen is None else seen
+    for value in code:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        inner = []
+        if isinstance(value, types.FunctionType):
+            yield value
+            inner = [
+                *_enclosed(value),
+                *(value.__defaults__ or ()),
+                *(value.__kwdefaults__ or {}).values(),
+                *vars(value).values(),
+            ]
+        elif isinstance(value, functools.partial):
+            inner = [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            inner = [value.__func__, value.__self__]
+        elif isinstance(value, types.BuiltinFunctionType):
+            inner = [value.__self__]
+        elif not isinstance(value, CODE):
+            yield value
+        yield from _behind(*inner, seen=seen)
+
+
+def _enclosed(function):
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing is in it yet
+            yield cell.cell_contents
+
+
+def _span(array):
+    """The addresses where an array's memory begins and ends."""
+    reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    first = array.ctypes.data + sum(step for step in reach if step < 0)
+    return first, array.ctypes.data + sum(step for step in reach if step > 0) + array.itemsize
 
 
 def _has_attributes(value):

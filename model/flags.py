@@ -35,6 +35,8 @@ class Flag:
     default   the value where the flag is not given
     role      what depends on it: SCIENCE, SHAPE, CHANCE, DATA, FREE or PLACE
     bare      the value of `--name` alone; None where it needs a VALUE
+
+    Raises TypeError where one of them is of a wrong kind.
     """
 
     name: str
@@ -44,6 +46,11 @@ class Flag:
     choices: tuple | None = None
     role: str = SCIENCE
     bare: Any = None
+
+    def __post_init__(self):
+        texts = isinstance(self.name, str) and isinstance(self.help, str)
+        if not texts or not callable(self.parse) or not isinstance(self.choices, tuple | list | None):
+            raise TypeError(f"Flag({self.name!r:.40}, …) takes name, parser, default, help and choices, in this order")
 
 
 def integer(least=None, most=MOST):

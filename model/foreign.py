@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -80,13 +80,13 @@ def made_by(name, file):
     """Within it, what a network's `make` raises becomes a UserError that names its file."""
     try:
         yield
-    except (KeyboardInterrupt, GeneratorExit, UserError):
+    except (KeyboardInterrupt, UserError):
         raise
     except BaseException as error:
         cure = ""
-        if flag := re.search(NO_FLAG, str(error)):
+        if flag := re.search(NO_FLAG, _text(error)):
             cure = f"; declare {flag[1]} in the file's `flags`"
-        elif isinstance(error, TypeError) and "positional argument" in str(error):
+        elif isinstance(error, TypeError) and "positional argument" in _text(error):
             cure = "; it is called as make(n_inputs, n_outputs, image_shape, args)"
         raise UserError(
             f"{name}: its make raised {type(error).__name__}: {_one_line(error)}{_place(error, file, name)}{cure}"
@@ -220,8 +220,11 @@ class Foreign:
     # what it keeps
 
     def _walk(self):
+        born = getattr(self, "_born", None)
+        if isinstance(born, _NoWalk):
+            return born
         try:
-            return Walk(self.module, self.file, self.args, getattr(self, "_born", None), self.device)
+            return Walk(self.module, self.file, self.args, born, self.device)
         except Exception as error:  # an attribute may be of any kind
             return _NoWalk({"": f"cannot be looked at ({type(error).__name__}: {_one_line(error)})"})
 
@@ -274,7 +277,7 @@ class Foreign:
     def _guarded(self, method):
         try:
             yield
-        except (KeyboardInterrupt, GeneratorExit):
+        except KeyboardInterrupt:
             raise
         except UserError as error:  # of our networks, which it may use
             raise LearnerFailed(f"{self.name}: {error}") from error
@@ -286,7 +289,7 @@ class Foreign:
 
     def _cure(self, method, error):
         """What may help, or nothing."""
-        text = str(error)
+        text = _text(error)
         flag = re.search(NO_FLAG, text)
         if flag:
             return f"give that flag with --learner_flag {flag[1]}=VALUE, or declare it in the file's `flags`"
@@ -322,8 +325,6 @@ class NoState(ValueError):
 @dataclass
 class _NoWalk:
     problems: dict
-    fixed: dict = field(default_factory=dict)
-    flags: dict = field(default_factory=dict)
 
 
 def _method(module, name):
@@ -363,5 +364,13 @@ def _place(error, file, name):
     return f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
+def _text(error):
+    """What an exception says; nothing where it cannot."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def _one_line(error):
-    return " ".join(str(error).split())[:300] or "no message"
+    return " ".join(_text(error).split())[:300] or "no message"

@@ -21,7 +21,10 @@ def read_commands(path):
     found = commands.read(lines, path)
     if not found:
         raise UserError(f"--commands {path} has no line `python main.py …`; give the list of experiments")
-    return [{flag: getattr(it.args, flag) for flag in ("model", "data_file", *it.flags)} for it in found]
+    return [
+        {flag: getattr(it.args, flag) for flag in ("model", "data_file", *map(commands.name_of, it.flags))}
+        for it in found
+    ]
 
 
 def main(arguments=None):

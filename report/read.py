@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import pickle
 import re
 import stat
 import zipfile
@@ -33,6 +34,7 @@ from run.flags import MODEL, RUN_FLAGS
 PACK, PACK_FORMAT = ".jsonl.gz", "mer-runs/1"  # a file of many runs: in its first line the format, then one in each
 MOST_BYTES = 64 * 2**20  # of a .json, a .txt, a pack's line, the pickle in a .pt, a .pt that cannot be mapped
 MOST_RUNS = 100_000  # in a pack
+MOST_TEXT = 1000  # characters of a flag's value
 MOST_ROWS = 120  # evaluations of a run that are kept for the figures
 MOST_MEASURED = 1e30  # of an inner product of gradients in float32, so that sums of squares are finite
 ROUNDED = 2e-4  # how far a file's own numbers may be from ours: a .txt has four digits
@@ -44,6 +46,7 @@ THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left
 # Flags that runs of one experiment may differ in. Which tasks it learned is told by their identity.
 NO_MATTER = {flag.name for flag in RUN_FLAGS if flag.role in (CHANCE, DATA, FREE, PLACE)} | {MODEL.name}
 
+MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model")
 _NAME = re.compile(r"(?P<model>[A-Za-z0-9.-]+)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,99}")
 _FLAG = re.compile(r"\w{1,60}")
@@ -298,6 +301,8 @@ def read_pt(path):
         _check_zip(path)
     elif os.path.getsize(path) > MOST_BYTES:
         raise Unreadable(f"larger than {MOST_BYTES >> 20} MiB and not in a format that can be mapped into memory")
+    elif not _is_pickle(path):
+        raise Unreadable("damaged or foreign: not what torch.save writes" if os.path.getsize(path) else "empty")
     import torch  # slow to import, and only these files need it
 
     from disk import safe
@@ -319,7 +324,7 @@ def read_pt(path):
     if not isinstance(saved, tuple) or len(saved) != 6 or not isinstance(saved[5], argparse.Namespace):
         raise Unreadable("not the six parts that a run saves")
     result_t, result_a, _, stats, one_liner, args = saved
-    args = {name: value if isinstance(value, PLAIN) else str(value)[:200] for name, value in vars(args).items()}
+    args = {name: _known(value) for name, value in vars(args).items()}
     for key in ("model", "data_file"):
         if not isinstance(args.get(key), str):
             raise Unreadable(f"its flags hold no {key}: another program's")
@@ -335,6 +340,13 @@ def read_pt(path):
     about = {"program": THIS if "engine" in args else ORIGINAL, "model": args["model"], "seed": args.get("seed")}
     data = {"file": os.path.basename(args["data_file"])}
     return [{"args": args, "data": data, "seconds": {"total": seconds and seconds[1]}} | about | numbers]
+
+
+def _known(value):
+    """A flag's value as plain as it can be; what is none is its text."""
+    if isinstance(value, np.integer | np.bool_):
+        return value.item()
+    return value if isinstance(value, PLAIN) else str(value)[:200]
 
 
 def read_txt(path):
@@ -356,7 +368,17 @@ def read_txt(path):
     except (ValueError, LookupError):
         raise Unreadable("half-written or foreign: not the accuracies that a run saves") from None
     numbers = {"stats": stats, "result_t": [0, *range(len(rows) - 1)], "result_a": rows}
-    return [{"program": TEXT, "model": parts["model"], "data": {"file": parts["data"]}} | numbers]
+    model, data = _split(parts["model"], parts["data"])
+    return [{"program": TEXT, "model": model, "data": {"file": data}} | numbers]
+
+
+def _split(model, data):
+    """(learner, data file) of a name's parts: a learner's own name may have underscores."""
+    words = f"{model}_{data}".split("_")
+    for n in range(len(words) - 1, 1, -1):
+        if os.path.isfile(os.path.join(MODELS, f"{'_'.join(words[:n])}.py")):
+            return "_".join(words[:n]), "_".join(words[n:])
+    return model, data
 
 
 # of one run, the first of these that is there is read
@@ -575,6 +597,12 @@ def _check_zip(path):
         raise Unreadable(f"its pickle is larger than {MOST_BYTES >> 20} MiB")
 
 
+def _is_pickle(path):
+    """Whether a file begins like one of PyTorch before 1.6."""
+    with open(path, "rb") as file:
+        return file.read(1) == pickle.PROTO
+
+
 def _part(saved, key, kind):
     value = saved.get(key)
     if not isinstance(value, kind):
@@ -602,8 +630,10 @@ def _plain(saved, key):
 def _flags(saved, key):
     flags = _part(saved, key, dict)
     for name, value in flags.items():
-        if not _FLAG.fullmatch(name) or len(str(value)) > 1000:
+        if not _FLAG.fullmatch(name):
             raise Unreadable(f"{key} holds {name!r:.60}, which is no flag")
+        if len(str(value)) > MOST_TEXT:
+            raise Unreadable(f"the value of {name} in {key} is longer than {MOST_TEXT} characters")
     return flags
 
 

@@ -180,7 +180,10 @@ def earlier_tasks(before, settings):
     given = None
     if settings.with_tasks_of is not None:
         folder, name = os.path.split(settings.with_tasks_of)
-        given = load_tasks(folder or settings.data_path, name, settings.data_seed, settings.mnist)
+        try:
+            given = load_tasks(folder or settings.data_path, name, settings.data_seed, settings.mnist)
+        except UserError as error:
+            raise UserError(f"--with_tasks_of {settings.with_tasks_of}: {error}") from error
         if given.identity not in [run["data"] for run in before.history]:
             raise UserError(
                 f"--with_tasks_of {settings.with_tasks_of}: the learner of {before.source} has not learned these "

@@ -105,13 +105,15 @@ DECISIVE = ("code", "kernels", "python", "torch", "numpy", "quadprog", "cpu")
 
 
 def peak_memory():
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process so far, in bytes; None where the system does not say."""
     with suppress(OSError):  # Linux: the other figure begins with what the process that started this one held
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    import resource  # not on every system
-
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,6 +1,7 @@
 """From the command line to settings: parsed, then resolved for the data and the machine. Nothing changes them."""
 
 import argparse
+import functools
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import torch
 
 import model
 from disk.resources import n_usable_cores
+from disk.safe import are_plain
 from errors import UserError
 from model import engine, networks
 from model.flags import DATA, FREE, N_HIDDENS, N_LAYERS, PAPER, PLACE, SHAPE, yes_no
@@ -50,8 +52,9 @@ class Settings:
     def with_network(self, name):
         """The same settings with this network, and its flags. Raises UserError where it cannot be had."""
         flags, known = networks.flags_of(name), dict(self._flags)
-        for flag in set(self.network_flags) - {*flags, N_HIDDENS, N_LAYERS}:  # of another that it might have been
-            if known[flag.name] == flag.default:
+        for flag in self.network_flags:
+            another = flag not in (*flags, N_HIDDENS, N_LAYERS)  # of one that it might have been
+            if another and known.get(flag.name) == flag.default:
                 del known[flag.name]
         return Settings({flag.name: flag.default for flag in flags} | known | {"network": name}, self.learner, flags)
 
@@ -231,7 +234,22 @@ def _add(group, flag, *remarks):
     text = "; ".join((flag.help, *remarks, f"default {as_text(flag.default)}")).replace("%", "%%")
     metavar = None if flag.choices else _domain(flag)
     bare = {} if flag.bare is None else {"nargs": "?", "const": flag.bare}
-    group.add_argument(f"--{flag.name}", type=flag.parse, choices=flag.choices, metavar=metavar, help=text, **bare)
+    group.add_argument(f"--{flag.name}", type=_parser(flag), choices=flag.choices, metavar=metavar, help=text, **bare)
+
+
+def _parser(flag):
+    """The flag's parser, whose bad input argparse understands whatever it raises."""
+
+    @functools.wraps(flag.parse)
+    def parse(text):
+        try:
+            return flag.parse(text)
+        except (argparse.ArgumentTypeError, TypeError, ValueError):
+            raise
+        except Exception as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: its parser raised {type(error).__name__}") from error
+
+    return parse
 
 
 def as_text(value):
@@ -253,7 +271,7 @@ def parse(words=None, before=None):
     Raises UserError on a flag that breaks its rule.
     """
     words, before, learners = sys.argv[1:] if words is None else list(words), before or {}, model.read_all()
-    name, network = (_named_in(words, flag) or str(before.get(flag.name, flag.default)) for flag in (MODEL, NETWORK))
+    name, network = (_named_in(words, flag, before) for flag in (MODEL, NETWORK))
     if {"-h", "--help"} & set(words):
         with suppress(UserError):  # then left_out says why
             learners |= {name: model.load(name)}
@@ -278,19 +296,27 @@ def parse(words=None, before=None):
     given |= _extra_flags(given.pop("learner_flag", []), parser, learner, about)
     flags = {flag.name: flag.default for flag in (*RUN_FLAGS, *PAPER, *flags_of(learner), *network_flags)}
     settings = Settings(flags | given, learner, network_flags)
+    for place, declared in ((f"{name}.py", flags_of(learner)), (f"networks/{network}.py", network_flags)):
+        _check_values(f"model/{place}", declared, settings)
     if settings.cuda and not torch.cuda.is_available():
         raise UserError("--cuda yes: PyTorch finds no CUDA device here; install a CUDA build of torch or say --cuda no")
+    if settings.with_tasks_of is not None and settings.start_from is None:
+        raise UserError(
+            f"--with_tasks_of {settings.with_tasks_of} is of tasks that an earlier learner knows; say which with "
+            "--start_from, or leave it out"
+        )
     if os.path.basename(settings.data_file) != settings.data_file:
         folder, name = os.path.split(settings.data_file)
         raise UserError(f"--data_file {settings.data_file} names a folder: say --data_path {folder} --data_file {name}")
     return settings
 
 
-def _named_in(words, flag):
-    """The learner, or the network, that a command line names, or None; all else of it is looked at later."""
+def _named_in(words, flag, before):
+    """The learner, or the network, that a command line names, or `before`; all else of it is looked at later."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument(f"--{flag.name}", nargs="?")
-    return getattr(peek.parse_known_args(words)[0], flag.name)
+    named = getattr(peek.parse_known_args(words)[0], flag.name)
+    return str(before.get(flag.name, flag.default)) if named is None else named
 
 
 def _network_flags(network, name, learner):
@@ -305,6 +331,21 @@ def _network_flags(network, name, learner):
 def takes_networks(learner):
     """Whether a learner's class learns with any network."""
     return issubclass(learner, Learner) and learner.takes_networks
+
+
+def _check_values(place, declared, settings):
+    """Raises UserError where a flag that a file declares has a value that no result or checkpoint could hold."""
+    for flag in declared:
+        value = getattr(settings, flag.name)
+        try:
+            keeps = value is None or (are_plain({flag.name: value}) and flag.parse(as_text(value)) == value)
+        except Exception:  # its parser's
+            keeps = False
+        if not keeps:
+            raise UserError(
+                f"{place}: the value of its flag --{flag.name} is {value!r:.60}, and must be a finite number or a text "
+                f"that its parser reads from {as_text(value)!r:.60}; mend that file"
+            )
 
 
 def _extra_flags(pairs, parser, learner, about):

@@ -11,7 +11,7 @@ from errors import UserError
 
 def say(text):
     """Prints a line on stderr; a run goes on where nobody can hear it."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: it is closed
         print(text, file=sys.stderr, flush=True)
 
 
@@ -32,7 +32,7 @@ class Watchers:
     def _call(self, watch, function, *arguments):
         try:
             function(*arguments)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: its file is closed
             self.watchers.remove(watch)
             self.warn(f"warning: {type(watch).__name__} cannot write ({error}); the run goes on without")
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import model
 from errors import UserError
-from model.flags import memory_size, same_size
+from model.flags import FINETUNE, memory_size, same_size
 from run import settings
-from run.flags import PLACES
+from run.flags import PLACES, RUN_FLAGS
 from tasks.files import load_tasks
 
 LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
@@ -22,7 +22,7 @@ LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
 class Command:
     """`python main.py` and these flags.
 
-    flags   {name: text}, as typed
+    flags   {name: text}, as typed; of --learner_flag a=1 it is {"learner_flag a": "1"}
     args    what they and the defaults mean, checked
     note    what tells it from others, for people
     """
@@ -38,10 +38,7 @@ class Command:
             args = settings.parse(words)
         except SystemExit as error:  # it asks for help
             raise UserError(f"main.py does not take {shlex.join(words)!r}; correct it") from error
-        flags, words = {}, iter(words)
-        for word in words:
-            name, equals, text = word.removeprefix("--").partition("=")
-            flags[name] = text if equals else next(words)
+        flags = _typed(words)
         for name in PLACES:
             if name in flags:
                 raise UserError(f"--{name} {flags[name]}: the sweep decides that; leave it out of the commands")
@@ -70,17 +67,46 @@ class Command:
         return memory_size(self.args.model, flags, facts(self.args).n_tasks)
 
     def reads(self, flag):
-        """Whether the value of a flag can matter to the run: a hyperparameter must be its learner's."""
-        known = settings.hyperparameters(model.read_all())
-        return flag not in known or self.args.model in known[flag][1]
+        """Whether the value of a flag can matter to the run: a learner of ours must read a hyperparameter."""
+        return flag not in self.args.unread()
 
     def __str__(self):
         return as_text(self.flags)
 
 
+LEARNER_FLAG = "learner_flag "
+BARE = {flag.name: flag.bare for flag in (*RUN_FLAGS, FINETUNE) if flag.bare is not None}
+
+
+def _typed(words):
+    """{name: text} of the words of a command line that main.py takes."""
+    flags, left = {}, list(words)
+    while left:
+        name, equals, text = left.pop(0).removeprefix("--").partition("=")
+        if not equals:
+            bare = name in BARE and (not left or left[0].startswith("-"))
+            text = settings.as_text(BARE[name]) if bare else left.pop(0)
+        if name == LEARNER_FLAG.strip():
+            inner, _, text = text.partition("=")
+            name = LEARNER_FLAG + inner
+        flags[name] = text
+    return flags
+
+
+def name_of(flag):
+    """The name under which a learner has a flag of `Command.flags`."""
+    return flag.removeprefix(LEARNER_FLAG)
+
+
 def words(flags):
     """What one types for {name: text}."""
-    return [word for name, text in flags.items() for word in (f"--{name}", text)]
+    return [word for name, text in flags.items() for word in _words(name, text)]
+
+
+def _words(name, text):
+    if name.startswith(LEARNER_FLAG):
+        return "--learner_flag", f"{name_of(name)}={text}"
+    return f"--{name}", text
 
 
 def note_of(flags):

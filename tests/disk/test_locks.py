@@ -59,3 +59,14 @@ def test_a_killed_process_holds_nothing(tmp_path):
     deadline = time.monotonic() + 10
     while not locks.claim(path):
         assert time.monotonic() < deadline
+
+
+def test_where_there_is_no_flock_every_claim_succeeds_and_holds_no_file_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        locks.claim(path)
+    first, second = locks.claim(path, create=True), locks.claim(path)
+    assert first and second and first.descriptor is second.descriptor is None
+    with open(path, "wb") as file:
+        assert locks.claim_open(file).descriptor is None

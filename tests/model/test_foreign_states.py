@@ -244,6 +244,27 @@ EXACT = {
     "changed_flags": with_noise(
         "self.args = args; self.args.temperature = 2.0", "self.args.temperature *= 0.9; noise = self.args.temperature"
     ),
+    "a_flag_that_grows": with_noise(
+        "self.args = args; self.args.past = [0.5]", "self.args.past.append(-0.5); noise = sum(self.args.past)"
+    ),
+    "of_torchs_own_modules": with_noise(
+        "self.drop = torch.nn.Dropout(0.9); self.drop.steps = [0]; self.opt.steps = 0",
+        "self.drop.p *= 0.8; self.drop.steps.append(1); self.opt.steps += 1; x = self.drop(x)\n"
+        "noise = len(self.drop.steps) + self.opt.steps",
+    ),
+    "behind_code_and_unchanged": with_noise(
+        "import functools; import numpy as np\n"
+        "scale, loss, self.a = [0.5, torch.ones(2)], torch.nn.CrossEntropyLoss(), np.ones(4)\n"
+        "self.f, self.g = lambda y: scale[0] * y * self.net.weight.sum(), functools.partial(max, [1, 2])\n"
+        "self.h, self.part = lambda o, y: loss(o, y), self.a[1:]\n"
+        "self.net.register_forward_hook(lambda m, i, o: o * 2)",
+        "noise = self.f(0.1).detach() + self.g([3])[0] + self.h(self.net(x), y).detach() + self.part.sum()",
+    ),
+    "pruned": a_learner(
+        top="import torch.nn.utils.prune",
+        init="torch.nn.utils.prune.random_unstructured(self.net, 'weight', 0.3)\n"
+        "self.opt = torch.optim.SGD(self.net.parameters(), lr=args.lr)",
+    ),
     "tied_weights": a_learner(
         init="self.other = torch.nn.Linear(n_inputs, n_outputs); self.other.weight = self.net.weight"
     ),
@@ -254,6 +275,10 @@ NEVER = {
     "a_lock": ("import threading; self.a = {'b': [threading.Lock()]}", r"attribute 'a\['b'\]\[0\]' is a lock"),
     "a_loader": ("self.it = iter([1, 2])", "attribute 'it' is a list_iterator"),
     "objects": ("import numpy as np; self.o = np.array([object()])", "attribute 'o' is an array of object"),
+    "too_deep": (
+        "self.a = []\nfor _ in range(3000):\n    self.a = [self.a]",
+        r"cannot be looked at \(RecursionError: .*\)",
+    ),
     "own_optimizer": (
         "class Mine(torch.optim.SGD):\n    pass\nself.opt = Mine(self.net.parameters(), lr=args.lr)",
         "attribute 'opt' is a Mine",
@@ -266,6 +291,30 @@ LATER = {
     "a_function": ("self.f = lambda: 3", "attribute 'f' is code that was not there at the start"),
     "an_optimizer": ("self.o = torch.optim.SGD(self.parameters(), lr=1)", "attribute 'o' is a SGD that was not there"),
 }
+CHANGED = "shares or refers to what has changed since the start"
+# what it has from the start, how that changes on the way, the attribute that is named
+BEHIND = {
+    "closure": ("n = [0]; self.f = lambda: n.append(1)", "self.f()", "f"),
+    "nonlocal": ("n = 0\ndef f():\n    nonlocal n; n += 1\nself.f = f", "self.f()", "f"),
+    "closure_of_closure": ("n = []; g = lambda: n.append(1); self.f = lambda: g()", "self.f()", "f"),
+    "default": ("def f(n=[0]):\n    n.append(1)\nself.f = f", "self.f()", "f"),
+    "partial": ("import functools; self.f = functools.partial(lambda a: a.append(1), [0])", "self.f()", "f"),
+    "method": ("import collections; self.f = collections.Counter().update", "self.f('a')", "f"),
+    "builtin": ("self.a = []; self.f = self.a.append", "self.f(1)", "f"),
+    "hook": (
+        "n = []; self.net.register_forward_hook(lambda *o: n.append(1) if self.seen > 8 else None)",
+        "pass",
+        r"net\.hooks",
+    ),
+    "new_hook": ("pass", "self.net.register_forward_hook(lambda *o: None)", r"net\.hooks"),
+    "step_hook": (
+        "n = []; self.opt.register_step_post_hook(lambda *o: n.append(1) if self.seen > 8 else None)",
+        "pass",
+        r"opt\.hooks",
+    ),
+    "array": ("import numpy as np; self.a = np.zeros(4); self.b = self.a[1:]", "self.b += 1", "[ab]"),
+    "array_of_tensor": ("self.a = torch.zeros(4); self.b = self.a.numpy()", "self.b += 1", "b"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +323,10 @@ def program(tmp_path_factory):
     learners |= {f"never_{name}": a_learner(init=init) for name, (init, _) in NEVER.items()}
     learners |= {
         f"later_{name}": a_learner(observe=f"if self.seen == 9:\n{indented(line)}") for name, (line, _) in LATER.items()
+    }
+    learners |= {
+        f"later_behind_{name}": a_learner(init=init, observe=f"if self.seen >= 9:\n{indented(line)}")
+        for name, (init, line, _) in BEHIND.items()
     }
     learners["heads"] = a_learner(
         init="self.n = n_outputs; self.net = torch.nn.Linear(n_inputs, n_outputs * n_tasks)\n"
@@ -295,7 +348,7 @@ def results(program):
     """Runs of all: undisturbed, and stopped; then, in a process of its own, what was stopped goes on."""
     lines = {f"{name} whole": (of(name, *MORE), None) for name in EXACT}
     lines |= {f"{name} stopped": (of(name, *MORE), STOP) for name in EXACT}
-    for kind, names in (("never", NEVER), ("later", LATER)):
+    for kind, names in (("never", NEVER), ("later", [*LATER, *(f"behind_{name}" for name in BEHIND)])):
         for name in names:
             lines[f"{kind}_{name} stopped"] = of(f"{kind}_{name}"), STOP
             lines[f"{kind}_{name} whole"] = of(f"{kind}_{name}", "--checkpoint_every", 10), None
@@ -350,9 +403,9 @@ def test_what_can_never_be_kept_is_said_at_the_start(name, results):
     assert re.search(f"no checkpoint: .*{why}", stopped.err) and "go on with" not in stopped.err
 
 
-@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("name", [*LATER, *(f"behind_{name}" for name in BEHIND)])
 def test_what_cannot_be_kept_later_is_said_then(name, results):
-    why = LATER[name][1]
+    why = LATER[name][1] if name in LATER else f"{BEHIND[name.removeprefix('behind_')][2]}' {CHANGED}"
     whole, stopped, early = (results[f"later_{name} {part}"] for part in ("whole", "stopped", "early"))
     assert whole.code == 0 and {".txt", ".pt", ".json"} == whole.files.keys()
     assert len(re.findall(f"no checkpoint can be written .*{why}", whole.err)) == 1, whole.err

@@ -69,6 +69,22 @@ NO_NET = {
         r"--lr \(number, default 0\.5\) is already declared by .* \(number, default 0\.001\); rename it",
     ),
 }
+FLAG = "from model.flags import Flag\nfrom pathlib import Path"
+NO_NET |= {
+    "flag_of_odd_help": (
+        a_learner(FLAG, "flags = (Flag('odd_k', float, 1.0, 3),)"),
+        r"Flag\('odd_k', …\) takes name, parser, default, help",
+    ),
+    "flag_of_no_parser": (a_learner(FLAG, "flags = (Flag('odd_k', 1.0, float, 'x'),)"), r"Flag\('odd_k', …\) takes"),
+    "flag_of_a_path": (
+        a_learner(FLAG, "flags = (Flag('odd_path', Path, Path('x'), 'x'),)"),
+        r"the value of its flag --odd_path is .*Path\('x'\), and must be a finite number or a text",
+    ),
+    "flag_of_bools": (
+        a_learner(FLAG, "flags = (Flag('odd_bool', bool, False, 'x'),)"),
+        "--odd_bool is False, and must be .* that its parser reads from 'no'; mend that file",
+    ),
+}
 CHANGES_TORCH = {
     "default_dtype": a_learner("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.manual_seed(3)"),
     "no_more_threads": a_learner("import torch, random, numpy\nrandom.seed(1); numpy.random.seed(1)"),
@@ -81,6 +97,15 @@ FAILING = {
         r"after 19 examples",
         19,
     ),
+    "cannot_be_said": (
+        a_learner(
+            top="class Odd(Exception):\n    def __str__(self):\n        raise RuntimeError",
+            observe="if self.seen == 20: raise Odd",
+        ),
+        "its observe raised Odd: no message",
+        19,
+    ),
+    "generator_exit": (a_learner(observe="if self.seen == 20: raise GeneratorExit"), "raised GeneratorExit", 19),
     "observe_exits": (a_learner(observe="if self.seen == 20: raise SystemExit(0)"), "SystemExit", 19),
     "missing_flag_late": (
         a_learner(init="self.args = args", observe="if self.seen == 20: self.args.n_sampled"),
@@ -125,6 +150,7 @@ def sources():
     """{name: source} of all of them."""
     found = dict(HARMLESS) | CHANGES_TORCH | {"learner_flag": LEARNER_FLAG}
     found |= {name: a_learner(top) for name, (top, _) in AT_IMPORT.items()}
+    found["divides_by_zero"] = a_learner(FLAG, "flags = (Flag('ratio', lambda text: 1 / float(text), 1.0, 'x'),)")
     for group in (NO_NET, FAILING, UNBUILDABLE):
         found |= {name: entry[0] for name, entry in group.items()}
     return {f"zoo_{name}": source for name, source in found.items()}
@@ -157,6 +183,7 @@ def results(program):
     }.items():
         given = [part for word in words for part in ("--learner_flag", word)]
         lines[f"flag {name}"] = of("zoo_learner_flag", *given), None
+    lines["flag whose parser fails"] = of("zoo_divides_by_zero", "--ratio", 0), None
     lines["flag ours"] = of("online", "--learner_flag", "n_hidens=3"), None
     lines["flag directly"] = of("zoo_learner_flag", "--k", 3), None
     return run(program, lines)
@@ -195,6 +222,11 @@ def test_a_file_that_makes_no_learner(name, results):
     text = (NO_NET | UNBUILDABLE)[name][1]
     assert found.err.splitlines()[-1].startswith("error: ") and f"model/zoo_{name}.py" in found.err
     assert re.search(text, found.err), found.err
+
+
+def test_a_flag_whose_parser_fails(results):
+    found = results["flag whose parser fails"]
+    assert found.code == 2 and "argument --ratio: '0': its parser raised ZeroDivisionError" in found.err
 
 
 @pytest.mark.parametrize("name", FAILING)

@@ -218,6 +218,15 @@ def test_the_original_s_pt_gives_the_same_numbers(tmp_path):
     assert it.label == "gem (original) †" and it.memory == 200
 
 
+def test_flags_that_are_numbers_of_numpy(tmp_path):
+    for seed in (0, 1):
+        kinds = {"seed": np.int64(seed), "memories": np.int32(200), "lr": np.float32(0.03), "odd": np.bool_(True)}
+        factory.write_pt(tmp_path, small("meralg1", seed=seed, memory=200), **(kinds if seed else {"odd": True}))
+    runs, skipped = read.read_results(tmp_path)
+    assert not skipped and [run.seed for run in runs] == [0, 1] and {run.memory for run in runs} == {200}
+    assert len(tables.experiments(runs)[0]) == 1
+
+
 def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
     saved = [small("eralg5", seed=seed) for seed in (0, 1)]
     for it in saved:
@@ -235,6 +244,15 @@ def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
     for it in saved:
         assert by_name[it["name"]].BTI == pytest.approx(it["stats"]["BTI"], abs=1e-4)
         np.testing.assert_allclose(by_name[it["name"]].matrix, it["accuracy_matrix"], atol=1e-4)
+
+
+@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown"])
+def test_a_txt_tells_learner_and_data_apart(tmp_path, learner):
+    saved = small("gem")
+    saved["name"] = saved["name"].replace("gem_", f"{learner}_")
+    factory.write_txt(tmp_path, saved)
+    (run,), skipped = read.read_results(tmp_path)
+    assert not skipped and (run.model, run.data_file) == (learner, "mnist_rotations.pt")
 
 
 def test_a_run_is_read_once_from_the_best_of_its_files(tmp_path):
@@ -366,9 +384,10 @@ JUNK = {
         "0.1 0.1\n|\n0.9 x\n\nFinal Accuracy: 0.1\nBackward: 0.1\nForward:  0.1\n",
         "half-written",
     ),
-    "empty.pt": ("", "damaged"),
+    "long.json": (lambda: with_(lambda it: it["science"].update({"lr": "1" * 2000})), "lr in science is longer than"),
+    "empty.pt": ("", "^empty$"),
     "random.pt": (np.random.default_rng(0).bytes(5000), "damaged"),
-    "text.pt": ("hello", "damaged"),
+    "text.pt": ("version https://git-lfs.github.com/spec/v1", "foreign: not what torch.save writes"),
 }
 
 

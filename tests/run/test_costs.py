@@ -1,6 +1,7 @@
 """What a run says of its seconds and its memory, against what is measured from outside."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from runs import (  # noqa: F401
 )
 
 from model.engine import native
-from run import evaluation, life
+from run import evaluation, life, provenance
 
 NATIVE, REFERENCE = WAYS[0], WAYS[2]
 N_MINIBATCHES, N_COUNTS = 24, 7 * 3  # of a run of `place`: 3 tasks of 8 examples, each evaluated 7 times
@@ -90,3 +91,9 @@ def test_peak_memory(tmp_path):
     for said, of_kernel in (small, large):
         assert of_kernel - 20 * MB <= said <= of_kernel + MB
     assert 280 * MB < large[0] - small[0] < 320 * MB
+
+
+def test_peak_memory_is_unknown_where_no_system_says_it(monkeypatch):
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self: open("/nowhere"))
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert provenance.peak_memory() is None

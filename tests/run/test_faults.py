@@ -387,6 +387,19 @@ def test_a_stream_that_nobody_takes(stream, code, tmp_path, wanted):
     assert "Traceback" not in (found.stderr or "") and result_in(folder).files[".state"] == wanted.files[".state"]
 
 
+def test_streams_that_are_closed(tmp_path, wanted):
+    """On the way, as a learner may do it."""
+    folder = place(tmp_path / "run")
+    code = (
+        "import sys, main; from run.experience import Experience; evaluate = Experience.evaluate\n"
+        "def closing(self): evaluate(self); sys.stdout.close(); sys.stderr.close()\n"
+        "Experience.evaluate = closing; sys.exit(main.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *WORDS, "--progress", "yes"]
+    found = subprocess.run(command, cwd=folder, timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert found.returncode == 1 and result_in(folder).files[".state"] == wanted.files[".state"]
+
+
 def test_a_watcher_that_cannot_write(go, tmp_path, monkeypatch, wanted):
     class SummaryWriter:
         def __init__(self, folder, purge_step):

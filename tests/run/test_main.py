@@ -217,6 +217,12 @@ def test_a_table_of_one_task(task_file, run_main):
         ),
         ("--model ../main", r"unknown model '../main'"),
         ("--model learner", r"unknown model 'learner'"),
+        ("--model=", r"unknown model ''; choose from .*online"),
+        ("--network=", r"unknown network ''; choose from cnn"),
+        (
+            "--with_tasks_of tiny.pt",
+            r"is of tasks that an earlier learner knows; say which with --start_from, or leave",
+        ),
         ("--cuda maybe", r"--cuda: 'maybe' is neither 'yes' nor 'no'"),
         ("--finetune True", r"--finetune: 'True' is neither 'yes' nor 'no'"),
         ("--shuffle_tasks 1", r"--shuffle_tasks: '1' is neither 'yes' nor 'no'"),

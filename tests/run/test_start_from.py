@@ -132,6 +132,8 @@ def test_earlier_tasks_that_are_gone_are_named_and_can_be_given(go, tmp_path):
     assert earlier_in(path)["tasks"] == [0, 1, 2]
     found = go(folder, *words, "--with_tasks_of", "data/more.pt")
     assert found.code == 2 and "has not learned these tasks; it learned tiny.pt" in found.err
+    found = go(folder, *words, "--with_tasks_of", "nowhere/tiny.pt")
+    assert found.code == 2 and "error: --with_tasks_of nowhere/tiny.pt: " in found.err
 
 
 def test_a_flag_that_the_learner_does_not_read_refuses_nothing(go, tmp_path):

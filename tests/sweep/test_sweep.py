@@ -12,10 +12,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
+import model
 from disk import locks
+from model.declared import Declared
 from report import pack
-from run import provenance
+from run import provenance, settings
 from sweep import __main__ as command_line
 from sweep import commands, conduct, job, tuning, work
 from sweep.commands import Command
@@ -144,6 +147,31 @@ def test_the_script_lists_commands_that_can_be_copied():
 def test_filters(words, n, listed, run_sweep):
     code, out, _ = run_sweep("--list", "--commands", listed, *words)
     assert code == 0 and len(out.splitlines()) == n
+
+
+# commands
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--model online --shuffle_tasks --lr 0.1",
+        "--model online --keep_state --shuffle_tasks",
+        "--model=online --lr=0.1 --samples_per_task -1 --finetune",
+        "--model plain --learner_flag a=1 --learner_flag b=x=y --seed=3",
+    ],
+)
+def test_a_command_means_what_it_does_on_the_command_line(line, monkeypatch):
+    """Flags without a word, and --learner_flag, which may come again."""
+    load, known = model.load, model.read_all()
+    monkeypatch.setattr(model, "load", lambda name: torch.nn.Module if name == "plain" else load(name))
+    monkeypatch.setattr(model, "read_all", lambda: known | {"plain": Declared("common")})
+    words = line.split()
+    command = Command.of(words)
+    assert settings.parse(shlex.split(str(command))[2:]).as_dict() == settings.parse(words).as_dict()
+    assert command.reads("lr") and command.reads("gamma") == (command.args.model == "plain"), (
+        "which may read what it likes"
+    )
 
 
 # what an experiment is
