@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +389,16 @@ def test_a_file_by_another_name_is_no_test(pack):
     for other in ("a.npz", "b.npz", os.path.abspath("a.npz")):
         code, said, found = pack("--train", "a.npz", "--test", other)
         assert code == 2 and found is None and "is given to train and to test on; give other examples" in said
+
+
+def test_a_name_that_stdout_cannot_show(tmp_path):
+    for name in (b"\xff.npz", b"b.npz"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            np.savez(file, x=pair()[0], y=pair()[1])
+    words = [sys.executable, get_data.__file__, "pack", "out.npz", "--train", b"\xff.npz", "--test", "b.npz"]
+    encoding = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | encoding, capture_output=True, text=True)
+    assert done.returncode == 0 and "task 0 (\\udcff.npz): 6 training" in done.stdout, done.stderr
 
 
 def saved(way, x, y, name):
