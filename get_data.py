@@ -127,6 +127,7 @@ def fetch_omniglot(folder, url=None, form="compact", **drawings):
     if path.exists():
         print(f"{path} is there already; delete it to have it made anew")
         return path
+    omniglot.check_drawings(**drawings)  # before megabytes are fetched
     with _archives(folder, OMNIGLOT, url):
         read = omniglot.read_archives([folder / wanted.name for wanted in OMNIGLOT])
         WRITERS[form][1](omniglot.make_tasks(read, "omniglot", "Omniglot", **drawings), path)
@@ -359,4 +360,5 @@ def reporting(work, kept="nothing is written"):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files that it cannot show
     sys.exit(main())

@@ -18,12 +18,15 @@ Sources
     reservoir   Vitter: Random Sampling with a Reservoir, ACM Trans. Math. Software 11, 1985, Algorithm R
 """
 
+import copy
 import io
 import json
 import math
+import numbers
 import os
 import sqlite3
 import weakref
+from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,11 +75,11 @@ class Reptile:
         ]
 
     def _set(self, every, step):
-        if every is not None and not (isinstance(every, int) and every >= 1):
+        if every is not None and not (isinstance(every, numbers.Integral) and every >= 1):
             raise ValueError(f"every={every!r}: it must be a whole number of steps, 1 or more, or None")
         if not np.isfinite(step):
             raise ValueError(f"step={step!r}: it must be a finite number")
-        self.every, self.step = every, float(step)
+        self.every, self.step = every if every is None else int(every), float(step)
 
     def begin(self):
         """A block begins here, whatever was open: for weights and buffers that were loaded after this was made."""
@@ -182,9 +185,10 @@ class Reservoir(_Drawing):
     Item number N comes in with chance M/N exactly, in place of one chosen uniformly; an item that was shown is there
     with chance M/N whenever it came. (The paper's own code drew from one number too many: M/(N+1).)
 
-    An item is any object; tensors in it, in dicts, lists and tuples nested as you like, are copied and detached, on
-    their device; what is drawn is the item itself. In a folder, items are tensors, NumPy arrays, numbers, texts and
-    None in such nests (TypeError for others); copies of them come back, on the CPU. One process writes a folder, any
+    An item is any object; tensors and NumPy arrays in it, in dicts, lists and tuples (named ones too) nested as you
+    like, are copied, tensors detached, on their device; what is drawn is the item itself. In a folder, items are
+    tensors, NumPy arrays, numbers, texts and None in plain dicts, lists and tuples (TypeError for others); copies of
+    them come back, on the CPU. One process writes a folder, any
     number read it meanwhile (`ReservoirReader`); nobody sees half an item.
 
     Where a folder holds items of an earlier life, load_state_dict goes on with them; until then add and draw raise
@@ -193,9 +197,9 @@ class Reservoir(_Drawing):
     """
 
     def __init__(self, capacity, seed=0, folder=None):
-        if not (isinstance(capacity, int) and capacity >= 1):
+        if not (isinstance(capacity, numbers.Integral) and capacity >= 1):
             raise ValueError(f"capacity={capacity!r}: it must be a whole number of items, 1 or more")
-        self.capacity, self.n_seen = capacity, 0
+        self.capacity, self.n_seen = int(capacity), 0
         self._random = _generator(seed)
         self._items = _InMemory() if folder is None else _InFolder(Path(folder))
 
@@ -224,13 +228,20 @@ class Reservoir(_Drawing):
         }
 
     def load_state_dict(self, state):
-        """Goes on exactly where `state_dict` was taken. ValueError where it is of another capacity or folder."""
+        """Goes on exactly where `state_dict` was taken. ValueError, with nothing changed, where it is of another
+        capacity, folder or kind of generator.
+        """
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"a state of a reservoir of {state['capacity']} items; this one's capacity is {self.capacity}"
             )
-        self._items.load(state["items"], state["n_seen"])
+        before = self._random.bit_generator.state
         self._random.bit_generator.state = state["random"]
+        try:
+            self._items.load(state["items"], state["n_seen"])
+        except BaseException:
+            self._random.bit_generator.state = before
+            raise
         self.n_seen = state["n_seen"]
 
     def close(self):
@@ -266,8 +277,15 @@ def _own(item):
     """The item with its tensors copied: a view would keep the whole batch, a graph all that led to it."""
     if isinstance(item, torch.Tensor):
         return item.detach().clone()
-    if type(item) is dict:
-        return {key: _own(value) for key, value in item.items()}
+    if isinstance(item, np.ndarray):
+        return item.copy()
+    if type(item) in (dict, OrderedDict, defaultdict):
+        own = copy.copy(item)
+        for key, value in item.items():
+            own[key] = _own(value)
+        return own
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return item._make(map(_own, item))
     if type(item) in (list, tuple):
         return type(item)(map(_own, item))
     return item
@@ -284,6 +302,8 @@ class _InMemory(list):
         return list(self)
 
     def load(self, items, n_seen):
+        if not isinstance(items, list):
+            raise ValueError("the state is one of a reservoir in a folder; this one is in memory")
         self[:] = items
 
     def close(self):
@@ -301,12 +321,13 @@ def _encode(item):
 
 
 def _described(item, parts, where=""):
-    if isinstance(item, torch.Tensor):
-        parts.append(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(item, torch.Tensor) and item.layout == torch.strided and not item.is_quantized:
+        whole = item.detach().cpu().resolve_conj().contiguous()
+        parts.append(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
         return {"tensor": [str(item.dtype).removeprefix("torch."), list(item.shape)]}
-    if isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
+    if isinstance(item, np.ndarray | np.generic) and _is_plain(item):
         parts.append(item.tobytes())
-        return {"array": [item.dtype.str, list(item.shape)]}
+        return {"array" if isinstance(item, np.ndarray) else "number": [item.dtype.str, list(item.shape)]}
     if type(item) is dict and all(type(key) in (str, int) for key in item):
         return {"dict": [[key, _described(value, parts, f"{where}[{key!r}]")] for key, value in item.items()]}
     if type(item) in (list, tuple):
@@ -314,9 +335,13 @@ def _described(item, parts, where=""):
     if type(item) in (bool, int, float, str, type(None)):
         return item
     raise TypeError(
-        f"item{where} is a {type(item).__name__}; in a folder items are tensors, arrays of numbers, numbers, texts and "
-        "None, in lists, tuples and dicts whose keys are texts or whole numbers"
+        f"item{where} is a {type(item).__name__}; in a folder items are dense tensors, arrays of numbers, numbers, "
+        "texts and None, in lists, tuples and dicts whose keys are texts or whole numbers"
     )
+
+
+def _is_plain(array):
+    return array.dtype.kind in "biufc" and not isinstance(array, np.ma.MaskedArray)
 
 
 def _decode(data):
@@ -333,10 +358,11 @@ def _item(described, parts):
     if kind in ("list", "tuple"):
         return {"list": list, "tuple": tuple}[kind](_item(value, parts) for value in content)
     dtype, shape = content
-    dtype, n = np.dtype(dtype) if kind == "array" else getattr(torch, dtype), math.prod(shape)
+    dtype, n = getattr(torch, dtype) if kind == "tensor" else np.dtype(dtype), math.prod(shape)
     raw = bytearray(parts.read(n * dtype.itemsize))
-    if kind == "array":
-        return np.frombuffer(raw, dtype).reshape(shape)
+    if kind != "tensor":
+        array = np.frombuffer(raw, dtype).reshape(shape)
+        return array if kind == "array" else array[()]
     return (torch.frombuffer(raw, dtype=dtype) if n else torch.empty(0, dtype=dtype)).reshape(shape)
 
 
@@ -444,6 +470,8 @@ class _InFolder(_FolderItems):
         return id
 
     def load(self, id, n_seen):
+        if not isinstance(id, int):
+            raise ValueError("the state is one of a reservoir in memory; this one is in a folder")
         execute = super()._execute
         found = execute("SELECT state FROM states WHERE id = ?", id).fetchone()
         if not found:

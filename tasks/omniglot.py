@@ -79,16 +79,21 @@ def small(png):
     return 255 - np.asarray(shrunk, dtype=np.uint8).reshape(-1)
 
 
-def make_tasks(drawn, name, origin, train_drawings=TRAIN_DRAWINGS, test_drawings=TEST_DRAWINGS):
-    """The TaskSet of one alphabet a task: of a character the first drawers' drawings to learn, the next ones' to test.
-
-    Raises UserError where there are not so many drawers.
-    """
+def check_drawings(train_drawings=TRAIN_DRAWINGS, test_drawings=TEST_DRAWINGS):
+    """Raises UserError where there are not so many drawers."""
     if train_drawings < 1 or test_drawings < 1 or train_drawings + test_drawings > N_DRAWERS:
         raise UserError(
             f"{train_drawings} drawings to train and {test_drawings} to test: give 1 or more of each, and together "
             f"{N_DRAWERS} or less"
         )
+
+
+def make_tasks(drawn, name, origin, train_drawings=TRAIN_DRAWINGS, test_drawings=TEST_DRAWINGS):
+    """The TaskSet of one alphabet a task: of a character the first drawers' drawings to learn, the next ones' to test.
+
+    Raises UserError where there are not so many drawers.
+    """
+    check_drawings(train_drawings, test_drawings)
     drawers = np.arange(len(drawn.images)) % N_DRAWERS
     labels = (np.arange(len(drawn.images)) // N_DRAWERS).astype(np.int64)
     halves = drawers < train_drawings, (train_drawings <= drawers) & (drawers < train_drawings + test_drawings)

@@ -23,7 +23,6 @@ WORDS = {"train": "training", "test": "test"}
 MOST_PIXEL = 255
 SCALES = {
     "bytes": "uint8, which stand for value / 255",
-    "binary": "uint8, which stand for value / 255",
     "unit": "floats from 0 to 1",
     "raw": "floats that are whole numbers up to 255",
     "wide": "floats beyond 0 to 1",
@@ -39,12 +38,16 @@ class Examples(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """The same, read: images (N, P) uint8 or float32; labels (N,) int64; shape: (C, H, W), or None for flat ones."""
+    """The same, read: images (N, P) uint8 or float32; labels (N,) int64; shape: (C, H, W), or None for flat ones.
+
+    moved   whether their channels, several, came last
+    """
 
     place: str
     images: np.ndarray
     labels: np.ndarray
     shape: tuple | None
+    moved: bool
 
 
 def save(path, train, test, image_shape=None, class_ranges=None):
@@ -182,10 +185,10 @@ def _read(place, examples, wanted, arrays):
     if key not in arrays:
         x, y = (array_of(place, letter, value) for letter, value in (("x", examples.x), ("y", examples.y)))
         _check_counts(place, x, y)
-        images, shape = _pixels(place, x, wanted)
-        arrays[key] = images, _labels(place, y), shape, examples  # the examples, so that no id returns
-    images, labels, shape, _ = arrays[key]
-    return _Read(place, images, labels, shape)
+        images, *form = _pixels(place, x, wanted)
+        arrays[key] = images, _labels(place, y), form, examples  # the examples, so that no id returns
+    images, labels, form, _ = arrays[key]
+    return _Read(place, images, labels, *form)
 
 
 def array_of(place, letter, value):
@@ -232,7 +235,7 @@ def _check_counts(place, x, y):
 
 
 def _pixels(place, x, wanted):
-    """(images (N, P) of uint8 or float32, (C, H, W) or None) of an array."""
+    """(images (N, P) of uint8 or float32, (C, H, W) or None, whether channels came last) of an array."""
     if x.dtype.kind == "b":
         x = x.astype(np.float32)
     elif x.dtype.kind == "f":
@@ -247,20 +250,20 @@ def _pixels(place, x, wanted):
     elif x.dtype != np.uint8:
         remedy = "give uint8, which stand for value / 255, or floats, which are taken as they are"
         raise UserError(f"{place}: x is {kind_of(x)}; {remedy}")
-    shape = None
+    shape, moved = None, False
     if x.ndim == 3:
         shape = (1, *x.shape[1:])
     elif x.ndim == 4:
-        x, shape = _channels_first(place, x, wanted)
+        x, shape, moved = _channels_first(place, x, wanted)
     elif x.ndim > 4:
         raise UserError(f"{place}: x is {kind_of(x)}; give images (N, H, W) or (N, C, H, W), or rows (N, D)")
     if wanted is not None and (shape not in (None, wanted) or math.prod(wanted) != math.prod(x.shape[1:])):
         raise UserError(f"{place}: x is {kind_of(x)}; the image shape is said to be {wanted}: correct one of them")
-    return np.ascontiguousarray(x).reshape(len(x), -1), shape
+    return np.ascontiguousarray(x).reshape(len(x), -1), shape, moved
 
 
 def _channels_first(place, x, wanted):
-    """Images (N, C, H, W) of an array that may also be (N, H, W, C), and their shape."""
+    """Images (N, C, H, W) of an array that may also be (N, H, W, C), their shape, and whether it was, C > 1."""
     first, last = x.shape[1:], (x.shape[3], *x.shape[1:3])
     if wanted is not None:
         is_last = first != wanted and last == wanted
@@ -269,7 +272,7 @@ def _channels_first(place, x, wanted):
         if x.shape[3] in CHANNELS and x.shape[1] in CHANNELS and max(x.shape[1], x.shape[3]) > 1:
             remedy = "say which (image_shape=(C, H, W)), or give (N, C, H, W)"
             raise UserError(f"{place}: x is {kind_of(x)}, with channels first or last; {remedy}")
-    return (x.transpose(0, 3, 1, 2), last) if is_last else (x, first)
+    return (x.transpose(0, 3, 1, 2), last, last[0] > 1) if is_last else (x, first, False)
 
 
 def _check_alike(splits):
@@ -283,20 +286,25 @@ def _check_alike(splits):
         if split.shape not in (None, shaped and shaped.shape):
             found = f"images of {split.shape} (C, H, W), and {shaped.place} of {shaped.shape}"
             raise UserError(f"{split.place} have {found}; give all tasks the same shape")
+    moved = next((split for split in splits if split.moved), None)
+    flat = next((split for split in splits if split.shape is None), None)
+    if moved and flat:
+        found = f"rows, in which channels may be first or last, and {moved.place} are images (N, H, W, C)"
+        raise UserError(f"{flat.place} are {found}; give all tasks images")
     extents = {id(split.images): _scale(split.images) for split in splits}
     scale = {split.place: extents[id(split.images)] for split in splits}
     known = {kind: place for place, kind in reversed(scale.items())}  # the first place of each kind
-    if "binary" in known and known.keys() <= {"binary", "any"}:
-        found = "uint8 of 0 and 1 only, as in all tasks"
-        raise UserError(f"{known['binary']}: x is {found}; uint8 stand for value / 255: give floats or bools instead")
-    for one, other in itertools.product(("bytes", "binary", "unit"), ("raw", "wide")):
+    if "binary" in known:
+        found = "uint8 of 0 and 1 only; uint8 stand for value / 255"
+        raise UserError(f"{known['binary']}: x is {found}: give floats or bools instead")
+    for one, other in itertools.product(("bytes", "unit"), ("raw", "wide")):
         if one in known and other in known and (one, other) != ("unit", "wide"):
             found = f"{SCALES[other]}, and {known[one]} are {SCALES[one]}"
             raise UserError(f"{known[other]} are {found}; give all tasks pixels on one scale")
 
 
 def _scale(images):
-    """What scale pixels are on, one of SCALES; "any" where they are 0 and 1 alone."""
+    """What scale pixels are on, one of SCALES; "any" where they are 0 and 1 alone, "binary" where those are uint8."""
     low, high = images.min(), images.max()
     if images.dtype == np.uint8:
         return {0: "any", 1: "binary"}.get(int(high), "bytes")

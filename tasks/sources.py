@@ -8,6 +8,7 @@ Nothing that a file carries is executed.
 """
 
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -49,8 +50,15 @@ def gather(train, test):
 
     Raises UserError where that cannot be told, or the files cannot be read.
     """
-    known = {path: read(path) for path in dict.fromkeys([*train, *(test or [])])}
-    given = {"train": [known[path] for path in train], "test": [known[path] for path in (test or train)]}
+    known = {}
+
+    def source_of(path):
+        file = os.path.realpath(path)  # which may have other names
+        if file not in known:
+            known[file] = read(path)
+        return known[file]
+
+    given = {"train": [source_of(path) for path in train], "test": [source_of(path) for path in (test or train)]}
     for source in given["test"]:
         if test is None and None in source.halves:
             raise UserError(f"{source.path} holds examples of one kind only; give those to test on with --test")

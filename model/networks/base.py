@@ -46,7 +46,7 @@ class Adapted(Network):
 
     def forward(self, x, t=None):
         try:
-            return self.own(x.view(-1, *self.shape))
+            return self.own(x.view(-1, *self.shape).clone())  # which it may change: x may be a memory
         except Exception as error:
             raise NetworkFailed(f"{self.file}: its forward raised {_said(error)}{_cure(error)}") from error
 
@@ -84,7 +84,11 @@ class Adapted(Network):
                 torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
             except RuntimeError as error:
                 raise UserError(f"{self.file}: its network has no gradient: {_said(error)}{_cure(error)}") from error
-        self.load_state_dict(before)  # running statistics have seen the zeros
+        try:
+            self.load_state_dict(before)  # running statistics have seen the zeros
+        except Exception as error:
+            remedy = "keep in its state_dict what its load_state_dict takes"
+            raise UserError(f"{self.file}: its state_dict cannot be loaded: {_said(error)}; {remedy}") from error
 
     def _tried(self, x):
         try:

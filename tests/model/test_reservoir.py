@@ -6,6 +6,7 @@ import random
 import signal
 import sqlite3
 import time
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import numpy as np
 import pytest
@@ -113,6 +114,8 @@ def nests():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64):
         yield torch.randn(3, 4, generator=generator, dtype=dtype)
     yield torch.tensor([float("nan"), float("-inf"), -0.0])
+    yield torch.tensor([1 + 2j, 3 - 1j]).conj()
+    yield from (np.int64(3), np.float32(0.1), np.bool_(True))
     yield torch.arange(24).reshape(2, 3, 4).transpose(0, 2)[1:]
     yield from (torch.tensor(5), torch.tensor(True), torch.empty(0, 3), torch.zeros(2, 0, dtype=torch.int16))
     yield torch.randint(256, (2, 3), generator=generator, dtype=torch.uint8)
@@ -124,10 +127,15 @@ def nests():
 
 def same(one, other):
     if isinstance(one, torch.Tensor):
-        bits = [value.contiguous().reshape(-1).view(torch.uint8) for value in (one, other)]
+        bits = [value.resolve_conj().contiguous().reshape(-1).view(torch.uint8) for value in (one, other)]
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, np.ndarray | np.generic):
+        return (
+            type(one) is type(other)
+            and one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
     if isinstance(one, dict):
         return list(one) == list(other) and all(map(same, one.values(), other.values()))
     if isinstance(one, list | tuple):
@@ -156,6 +164,33 @@ def test_an_item_keeps_no_graph_and_no_batch(make):
     assert not item["x"].requires_grad and item["x"].untyped_storage().nbytes() == 8
 
 
+Pair = namedtuple("Pair", "x y")
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda x: Pair(x, 1),
+        lambda x: OrderedDict(x=[x]),
+        lambda x: defaultdict(list, x=(x,)),
+        lambda x: {"x": Pair(1, {"y": x})},
+    ],
+)
+def test_whatever_holds_it_a_tensor_is_copied(nest):
+    """And an array; the nest is of the same types."""
+    weights, array, memory = torch.ones(3, requires_grad=True), np.ones(3), Reservoir(2)
+    memory.extend([nest((weights * 2)[1:]), nest(array)])
+    array[:] = 0
+    for found, wanted in zip(held(memory), (nest(torch.full((2,), 2.0)), nest(np.ones(3))), strict=True):
+        assert repr(found) == repr(wanted)
+
+
+def test_other_objects_stay_what_they_are():
+    memory = Reservoir(2)
+    memory.add(Counter("aab"))
+    assert memory[0] == {"a": 2, "b": 1}
+
+
 def test_any_object_in_memory_but_not_on_disk(tmp_path):
     thing = object()
     memory = Reservoir(2)
@@ -165,6 +200,9 @@ def test_any_object_in_memory_but_not_on_disk(tmp_path):
     for item, where in (
         ({"a": [thing]}, r"item\['a'\]\[0\] is a object"),
         ({(1, 2): 3}, "item is a dict; .*whose keys"),
+        ([torch.eye(2).to_sparse()], r"item\[0\] is a Tensor; .* dense tensors"),
+        (np.ma.masked_array([1, 2], [0, 1]), "item is a MaskedArray"),
+        (Pair(1, 2), "item is a Pair"),
     ):
         with pytest.raises(TypeError, match=where):
             memory.add(item)
@@ -179,6 +217,7 @@ def test_refusals(tmp_path):
     state = Reservoir(3).state_dict()
     with pytest.raises(ValueError, match="of a reservoir of 3 items; this one's capacity is 4"):
         Reservoir(4).load_state_dict(state)
+    assert Reservoir(np.int64(3)).state_dict() == state
     memory = Reservoir(4)
     memory.add(1)
     for place in (1, -1):
@@ -187,6 +226,30 @@ def test_refusals(tmp_path):
 
 
 # states and kills
+
+
+def test_a_state_that_is_not_its_own_changes_nothing(tmp_path):
+    def make(seed, folder=None):
+        return Reservoir(3, seed, folder)
+
+    def twister():
+        return np.random.Generator(np.random.MT19937(0))
+
+    in_memory, on_disk, twisted = make(0), make(0, tmp_path / "it"), make(twister())
+    for memory in (in_memory, on_disk, twisted):
+        memory.extend(range(20))
+    states = [memory.state_dict() for memory in (in_memory, on_disk, twisted)]
+    for memory, wrong, message in (
+        (make(7), states[1], "of a reservoir in a folder; this one is in memory"),
+        (make(7, tmp_path / "other"), states[0], "of a reservoir in memory; this one is in a folder"),
+        (make(7), states[2], "PCG64"),
+        (make(twister()), states[0], "MT19937"),
+    ):
+        memory.extend("abcd")
+        before = held(memory), repr(memory.state_dict()["random"])
+        with pytest.raises(ValueError, match=message):
+            memory.load_state_dict(wrong)
+        assert (held(memory), repr(memory.state_dict()["random"])) == before and memory.n_seen == 4
 
 
 def test_the_two_latest_states_can_be_loaded(tmp_path):

@@ -285,6 +285,7 @@ def test_reptile_refuses(change, message):
         Reptile(optimizer, **change)
     with pytest.raises(TypeError, match="Linear is not a torch.optim.Optimizer"):
         Reptile(nn.Linear(1, 1), 2)
+    assert Reptile(optimizer, np.int64(2)).state_dict()["every"] == 2
 
 
 def test_a_state_of_another_net_is_refused():

@@ -61,6 +61,15 @@ BROKEN = {
         "its flags are 3, and must be model.flags",
     ),
 }
+BROKEN["stateless"] = (
+    "from torch import nn\nclass Own(nn.Linear):\n    def state_dict(self, *of, **more): return {}\n"
+    "def make(n_inputs, n_outputs, image_shape, args): return Own(n_inputs, n_outputs)",
+    r"stateless\.py: its state_dict cannot be loaded: RuntimeError.*Missing key.*; keep in its state_dict",
+)
+CENTRED = (
+    "from torch import nn\nclass Own(nn.Linear):\n    def forward(self, x): return super().forward({})\n"
+    "def make(n_inputs, n_outputs, image_shape, args): return Own(n_inputs, n_outputs)"
+)
 ALONE = MAKE + "return nn.Sequential(nn.Linear(n_inputs, 4), nn.BatchNorm1d(4), nn.Linear(4, n_outputs))"
 LEARNERS = [name for name, learner in model.load_all().items() if issubclass(learner, Learner)]
 TAKING = [name for name in LEARNERS if settings.takes_networks(model.load(name))]
@@ -72,6 +81,7 @@ def runs(tmp_path_factory):
     """Runs of a copy of the program that has these networks."""
     sources = {f"networks/{name}": text for name, (text, _) in BROKEN.items()}
     sources |= {"networks/mine": MINE, "networks/alone": ALONE}
+    sources |= {"networks/copying": CENTRED.format("x - 0.5"), "networks/writing": CENTRED.format("x.sub_(0.5)")}
     program = strangers.copy_with(tmp_path_factory.mktemp("networks"), sources)
     lines = {
         name: (strangers.of(name, "--network", "mine", "--replay_batch_size", 3, *FLAGS.get(name, ())), None)
@@ -89,6 +99,10 @@ def runs(tmp_path_factory):
         "unknown": (strangers.of("online", "--network", "mime"), None),
         "in vain": (strangers.of("online", "--network", "mlp", "--mine_filters", 3), None),
         "help": (["--help"], None),
+    }
+    lines |= {
+        name: (strangers.of("meralg6", "--network", name, "--replay_batch_size", 3), None)
+        for name in ("copying", "writing")
     }
     found = strangers.run(program, lines)
     again = {"parts": ([*whole, "--resume", "auto"], None)}
@@ -127,6 +141,11 @@ def test_a_run_with_dropout_and_batch_norm_goes_on_exactly(runs):
     weights = [torch.load(runs[name].files[".pt"], weights_only=False)[2] for name in ("whole", "resumed")]
     assert list(weights[0])[:2] == ["net.mask", "net.conv.weight"], "under their own names"
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_network_that_writes_to_its_inputs_changes_no_memory(runs):
+    one, other = (torch.load(runs[name].files[".pt"], weights_only=False)[2] for name in ("copying", "writing"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_network_is_part_of_the_science(runs):

@@ -133,6 +133,7 @@ def test_archives_from_strangers(second, message, fetch, tmp_path):
 def test_drawings_that_there_are_not(fetch, capsys):
     code, said = fetch(an_archive({"A": 1}), an_archive({"C": 1}), "--train_drawings", "16")
     assert code == 2 and "16 drawings to train and 5 to test" in said
+    assert get_data.main(["omniglot", "--test_drawings", "6", "--url", "http://127.0.0.1:9"]) == 2, "before fetching"
     with pytest.raises(SystemExit):
         get_data.main(["rotations", "--train_drawings", "3"])
     assert "--train_drawings goes with omniglot" in capsys.readouterr().err

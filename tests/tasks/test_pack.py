@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +301,17 @@ def test_the_image_shape_is_kept(tmp_path):
         ([pair(kind=float)], [(pair()[0] * 1.0, pair()[1])], {}, "whole numbers up to 255, and .* floats from 0 to 1"),
         ([(pair(kind=float)[0] - 0.5, pair()[1])], [pair()], {}, "are floats beyond 0 to 1, and .* are uint8"),
         ([(pair()[0] % 2, pair()[1])], [(pair()[0] % 2, pair()[1])], {}, "uint8 of 0 and 1 only.*floats or bools"),
+        ([pair()], [(pair()[0] % 2, pair()[1])], {}, "test examples of task 0: x is uint8 of 0 and 1 only"),
+        ([pair(kind=float)], [(pair()[0] % 2, pair()[1])], {}, "test examples of task 0: x is uint8 of 0 and 1 only"),
+        ([pair(shape=(5, 5, 3))], [pair(shape=(75,))], {}, r"test .* are rows, .* of task 0 are images \(N, H, W, C\)"),
+        (
+            [pair(shape=(75,))],
+            [pair(shape=(5, 5, 3))],
+            {"image_shape": (3, 5, 5)},
+            "training .* are rows, .* are images",
+        ),
+        ([pair(shape=(3, 5, 5))], [pair(shape=(75,))], {}, None),
+        ([pair(shape=(5, 5, 1))], [pair(shape=(25,))], {}, None),
         ([(pair()[0] > 9, pair()[1])], [(pair()[0] > 9, pair()[1])], {}, None),
         ([pair()], [pair()], {"image_shape": (3, 2, 2, 1)}, r"the image shape is \(channels, height, width\)"),
         ([pair()], [pair()], {"image_shape": (3, 2, 3)}, r"x is .*; the image shape is said to be \(3, 2, 3\)"),
@@ -367,6 +380,25 @@ def test_a_pair_a_file(pack):
     assert [task.descriptor for task in found.tasks] == ["a.npz", "b.npz"]
     assert "task 0 (a.npz): 6 training and 4 test examples of 12 inputs (uint8 / 255" in said
     assert "learn it: python main.py --data_path . --data_file out.npz" in said
+
+
+def test_a_file_by_another_name_is_no_test(pack):
+    """What is learned from is not what is tested on, however it is named."""
+    np.savez("a.npz", x=pair()[0], y=pair()[1])
+    os.symlink("a.npz", "b.npz")
+    for other in ("a.npz", "b.npz", os.path.abspath("a.npz")):
+        code, said, found = pack("--train", "a.npz", "--test", other)
+        assert code == 2 and found is None and "is given to train and to test on; give other examples" in said
+
+
+def test_a_name_that_stdout_cannot_show(tmp_path):
+    for name in (b"\xff.npz", b"b.npz"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            np.savez(file, x=pair()[0], y=pair()[1])
+    words = [sys.executable, get_data.__file__, "pack", "out.npz", "--train", b"\xff.npz", "--test", "b.npz"]
+    encoding = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | encoding, capture_output=True, text=True)
+    assert done.returncode == 0 and "task 0 (\\udcff.npz): 6 training" in done.stdout, done.stderr
 
 
 def saved(way, x, y, name):
