@@ -3,6 +3,7 @@
 import numbers
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from disk import safe
@@ -12,6 +13,7 @@ from run import settings
 from run.experience import seed_everything
 from run.flags import RUN_FLAGS
 from run.watchers import say
+from tasks.pack import array_of, checked_ranges, checked_shape, kind_of
 
 READ = {"network", "seed", "batch_size", "cuda", "engine", "draws", "threads"}  # of a run's flags
 A_RUNS = {flag.name for flag in RUN_FLAGS} - READ
@@ -38,13 +40,12 @@ def create(name, n_inputs, n_outputs, n_tasks, image_shape=None, class_ranges=No
 
 def _check_data(data, n_inputs, n_outputs, n_tasks):
     if data.image_shape is not None:
-        data.image_shape = tuple(data.image_shape)
+        data.image_shape = checked_shape(data.image_shape)
         if torch.Size(data.image_shape).numel() != n_inputs:
             raise UserError(f"image_shape={data.image_shape} has not the {n_inputs} inputs of n_inputs; correct one")
     if data.class_ranges is not None:
-        data.class_ranges = [tuple(pair) for pair in data.class_ranges]
-        fit = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= n_outputs for pair in data.class_ranges)
-        if not fit or len(data.class_ranges) != n_tasks:
+        data.class_ranges = checked_ranges(data.class_ranges, n_tasks) or None
+        if not all(0 <= start < stop <= n_outputs for start, stop in data.class_ranges or ()):
             raise UserError(
                 f"class_ranges={data.class_ranges}: give (first, last + 1) of each of the {n_tasks} tasks' classes, "
                 f"within 0..{n_outputs}"
@@ -56,8 +57,8 @@ class Alone:
 
     learner   itself, which has what is not here: notes(), is_finite(), take_loss(), network_of(t), …
 
-    x are (B, n_inputs), or (B, *image_shape), floats; y (B,) whole numbers, the labels; t a task's number. Tensors or
-    NumPy arrays. UserError says what does not fit.
+    x are (B, n_inputs), or (B, *image_shape), floats; y (B,) whole numbers, the labels; t a task's number. Tensors,
+    arrays, lists, which stay the caller's. UserError says what does not fit.
     """
 
     def __init__(self, learner):
@@ -71,9 +72,9 @@ class Alone:
     def observe(self, x, t, y):
         """Learns from a minibatch of task t."""
         learner, x = self.learner, self._inputs(x, t)
-        y = torch.as_tensor(y).detach().cpu()
+        y = _tensor("y", y)
         if y.shape != (len(x),) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise UserError(f"y: {y.dtype} {tuple(y.shape)}; give {len(x)} whole numbers, the labels of x")
+            raise UserError(f"y: {kind_of(y)}; give {len(x)} whole numbers, the labels of x")
         if not 1 <= len(x) <= learner.first_free_slot:
             most = learner.first_free_slot
             raise UserError(f"{len(x)} examples at once; give 1 to {most}, or create it with batch_size={len(x) or 1}")
@@ -81,7 +82,8 @@ class Alone:
         labels = y.tolist()
         if not first <= min(labels) <= max(labels) < end:
             raise UserError(f"labels {min(labels)} to {max(labels)}; those of task {t} are {first} to {end - 1}")
-        learner.observe(x, int(t), y.long())
+        with torch.inference_mode(False), torch.enable_grad():
+            learner.observe(x, int(t), y.long())
 
     def forward(self, x, t):
         """(B, n_outputs) outputs for x of task t, without gradients."""
@@ -92,11 +94,11 @@ class Alone:
     __call__ = forward
 
     def _inputs(self, x, t):
-        learner, x = self.learner, torch.as_tensor(x).detach().cpu()
+        learner, x = self.learner, _tensor("x", x)
         shapes = [(learner.n_inputs,), learner.args.image_shape]
         if x.ndim < 2 or tuple(x.shape[1:]) not in shapes or not x.is_floating_point():
             wanted = " or ".join(str(("B", *shape)).replace("'", "") for shape in shapes if shape)
-            raise UserError(f"x: {x.dtype} {tuple(x.shape)}; give floats of {wanted} (pixels: divided by 255)")
+            raise UserError(f"x: {kind_of(x)}; give floats of {wanted} (pixels: divided by 255)")
         x = x.reshape(len(x), learner.n_inputs).float()
         if not torch.isfinite(x).all():
             raise UserError("x has numbers that are not finite; give finite ones")
@@ -114,3 +116,12 @@ class Alone:
             self.learner.load_state(state)
         except safe.DAMAGED as error:
             raise UserError(f"this is no state of such a learner: {safe.one_line(error)}") from error
+
+
+def _tensor(letter, value):
+    """A tensor of its own, of whatever holds numbers."""
+    array = array_of("these examples", letter, value)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{letter}: {kind_of(array)}; give an array of numbers")
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # PyTorch has no such floats
+    return torch.from_numpy(np.array(array, np.float64 if wide else array.dtype.newbyteorder("="), order="C"))

@@ -76,7 +76,7 @@ def save(path, train, test, image_shape=None, class_ranges=None):
 
 def make_tasks(train, test, name, image_shape=None, class_ranges=None):
     """The TaskSet of what `save` takes."""
-    wanted = None if image_shape is None else _checked_shape(image_shape)
+    wanted = None if image_shape is None else checked_shape(image_shape)
     given = {half: _listed(half, value) for half, value in zip(HALVES, (train, test), strict=True)}
     n_train, n_test = map(len, given.values())
     if n_train != n_test or n_train == 0:
@@ -86,7 +86,7 @@ def make_tasks(train, test, name, image_shape=None, class_ranges=None):
         halves[half].append(_read(f"the {WORDS[half]} examples of task {t}", sets[t], wanted, arrays))
     splits = [split for pair in zip(*halves.values(), strict=True) for split in pair]
     _check_alike(splits)
-    labels, ranges, own = _number(halves, _checked_ranges(class_ranges, n_train))
+    labels, ranges, own = _number(halves, checked_ranges(class_ranges, n_train))
     tasks = []
     for t in range(n_train):
         parts = [Split(halves[half][t].images, labels[half][t]) for half in HALVES]
@@ -154,7 +154,8 @@ def kind_of(value):
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _checked_shape(shape):
+def checked_shape(shape):
+    """(C, H, W); UserError unless it is that."""
     try:
         shape = tuple(operator.index(size) for size in shape)
     except TypeError:
@@ -164,8 +165,8 @@ def _checked_shape(shape):
     return shape
 
 
-def _checked_ranges(ranges, n_tasks):
-    """None, (), or [(start, stop)]."""
+def checked_ranges(ranges, n_tasks):
+    """None, or [(start, stop)], one for each task or none; UserError unless it is that."""
     if ranges is None:
         return None
     try:

@@ -104,7 +104,13 @@ def test_images_and_classes_per_task():
         ((12, 2.5, 3), {}, "n_outputs=2.5: it must be"),
         ((12, 3, "3"), {}, "n_tasks='3': it must be"),
         (SIZES, {"image_shape": (1, 2, 3)}, r"image_shape=\(1, 2, 3\) has not the 12 inputs"),
-        (SIZES, {"class_ranges": [(0, 1)]}, "class_ranges=.*of each of the 3 tasks"),
+        (SIZES, {"image_shape": 12}, "the image shape is .channels, height, width."),
+        (SIZES, {"image_shape": (3, 4)}, "the image shape is .channels, height, width."),
+        (SIZES, {"image_shape": (-3, -4, 1)}, "the image shape is .channels, height, width."),
+        (SIZES, {"image_shape": (1.0, 3, 4)}, "the image shape is .channels, height, width."),
+        (SIZES, {"class_ranges": [(0, 1)]}, "1 class ranges for 3 tasks"),
+        (SIZES, {"class_ranges": [1, 2, 3]}, "class ranges are pairs of whole numbers"),
+        (SIZES, {"class_ranges": [(0, 0.5), (1, 2), (2, 3)]}, "class ranges are pairs of whole numbers"),
         (SIZES, {"class_ranges": [(0, 1), (1, 2), (2, 9)]}, r"class_ranges=.*within 0\.\.3"),
     ],
 )
@@ -120,18 +126,25 @@ X, Y = torch.rand(2, 12), torch.tensor([0, 2])
 @pytest.mark.parametrize(
     "x,t,y,message",
     [
-        (X[:, :5], 0, Y, r"x: torch.float32 \(2, 5\); give floats of \(B, 12\)"),
-        (X[0], 0, Y[:1], r"x: torch.float32 \(12,\)"),
-        (torch.zeros(2, 12, dtype=torch.uint8), 0, Y, r"x: torch.uint8 \(2, 12\); .*divided by 255"),
+        (X[:, :5], 0, Y, r"x: float32 \(2, 5\); give floats of \(B, 12\)"),
+        (X[0], 0, Y[:1], r"x: float32 \(12,\)"),
+        (torch.zeros(2, 12, dtype=torch.uint8), 0, Y, r"x: uint8 \(2, 12\); .*divided by 255"),
         (X * float("nan"), 0, Y, "x has numbers that are not finite"),
         (X, 3, Y, "task 3; give a number from 0 to 2"),
         (X, -1, Y, "task -1;"),
         (X, 0.0, Y, r"task 0\.0;"),
-        (X, 0, Y[:1], r"y: torch.int64 \(1,\); give 2 whole numbers"),
-        (X, 0, torch.eye(3)[Y], r"y: torch.float32 \(2, 3\); give 2 whole numbers"),
+        (X, 0, Y[:1], r"y: int64 \(1,\); give 2 whole numbers"),
+        (X, 0, torch.eye(3)[Y], r"y: float32 \(2, 3\); give 2 whole numbers"),
         (X, 0, Y + 1, "labels 1 to 3; those of task 0 are 0 to 2"),
         (X, 0, Y - 1, "labels -1 to 1;"),
         (torch.cat([X, X]), 0, torch.cat([Y, Y]), "4 examples at once; give 1 to 2, or create it with batch_size=4"),
+        (None, 0, Y, "x is None; an array of numbers is needed"),
+        ("text", 0, Y, "x is a str; an array of numbers is needed"),
+        ([[1.0], [1.0, 2.0]], 0, Y, "x is a list of 2 that is no array"),
+        (X.to_sparse(), 0, Y, "x is a sparse, quantized or meta tensor"),
+        (X.numpy().astype(object), 0, Y, r"x: object \(2, 12\); give an array of numbers"),
+        (X, 0, ["a", "b"], r"y: <U1 \(2,\); give an array of numbers"),
+        (X, 0, None, "y is None; an array of numbers is needed"),
         (X[:0], 0, Y[:0], "0 examples at once; give 1 to 2, or create it with batch_size=1"),
     ],
 )
@@ -144,6 +157,32 @@ def test_bad_examples_are_refused_and_nothing_is_learned(x, t, y, message, way):
         learner.observe(x, t, y)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     assert learner.learner.memory.size == n
+
+
+@pytest.mark.parametrize("way", WAYS[1:3], ids="-".join)
+@pytest.mark.parametrize("form", ["list", "reversed", "big_endian", "longdouble", "read_only", "bfloat16", "inference"])
+def test_examples_of_every_form(form, way):
+    """What holds the same numbers teaches the same, and stays the caller's; wherever autograd is switched off, too."""
+    x = (X * 64).round() / 64  # exact in all of them
+    y, flags = Y.numpy(), {"engine": way[0], "draws": way[1], "batch_size": 2, **SMALL}
+    reversed_x = np.ascontiguousarray(x.numpy()[:, ::-1])[:, ::-1]
+    read_only = x.numpy().copy()
+    read_only.flags.writeable = False
+    forms = {
+        "list": (x.tolist(), y.tolist()),
+        "reversed": (reversed_x, np.ascontiguousarray(y[::-1])[::-1]),
+        "big_endian": (x.numpy().astype(">f8"), y.astype(">i4")),
+        "longdouble": (x.numpy().astype(np.longdouble), y.astype(np.uint16)),
+        "read_only": (read_only, y),
+        "bfloat16": (x.bfloat16(), Y),
+        "inference": (x, Y),
+    }
+    wanted, learner = (model.create("meralg6", *SIZES, **flags) for _ in range(2))
+    for _ in range(3):
+        wanted.observe(x, 0, Y)
+        with torch.inference_mode(form == "inference"):
+            learner.observe(forms[form][0], 0, forms[form][1])
+    assert_same(learner, wanted)
 
 
 def test_a_state_of_another_learner_is_refused():
