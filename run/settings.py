@@ -395,14 +395,20 @@ NEVER = ("checkpoint_every",)  # its None is a word: never
 def typed(flags, learner_flags=()):
     """The words of a command line with flags {name: value}, and {name: value} of those that a learner does not declare.
 
-    None means not given, where it is not a word itself.
+    None means not given, where it is not a word itself. UserError where those are no dictionary, or help is asked for.
     """
+    try:
+        learner_flags = dict(learner_flags)
+    except (TypeError, ValueError):
+        raise UserError(f"learner_flag={learner_flags!r:.60}: give a dictionary {{name: value}}") from None
+    if asked := {"help", "h"} & flags.keys():
+        raise UserError(f"{min(asked)} is no flag of a run; python main.py --help lists them")
     words = [
         f"--{name}={'never' if value is None else as_text(value)}"
         for name, value in flags.items()
         if value is not None or name in NEVER
     ]
-    return words + [f"--learner_flag={name}={as_text(value)}" for name, value in dict(learner_flags).items()]
+    return words + [f"--learner_flag={name}={as_text(value)}" for name, value in learner_flags.items()]
 
 
 def resolve(settings, data):
