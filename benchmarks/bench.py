@@ -9,7 +9,7 @@ and against the reference engine:
 
     steps        one SGD step of every learner, and one example at the paper's settings
     successors   one example of the learners that came after, at batch size 1 with 10 draws
-    evaluation   one test image
+    evaluation   one test image; an evaluation of 20 tasks, and what --alignment 10 adds to it
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
 
@@ -44,6 +44,7 @@ except ImportError as error:
 from benchmarks import works  # noqa: E402
 from benchmarks.experiences import examples, fill, make_experience, seconds_per_example  # noqa: E402
 from run import provenance, settings  # noqa: E402
+from run.alignment import Alignment  # noqa: E402
 from run.evaluation import Evaluator, n_scored  # noqa: E402
 from sweep.commands import experiments  # noqa: E402
 from tasks.files import load_tasks  # noqa: E402
@@ -276,7 +277,7 @@ def bench_successors(table):
 
 
 def bench_evaluation(table):
-    """Time of a test image on one core."""
+    """Time on one core of a test image, and of a whole evaluation's accuracies and alignment."""
     for name in (ROTATIONS, MANY):
         tasks = load_tasks(str(ROOT / "data"), name)
         n_images = sum(n_scored(len(task.test)) for task in tasks.tasks)
@@ -296,6 +297,18 @@ def bench_evaluation(table):
 
         times = paired(make, measure)
         table.add(f"{name}: test image", "us", *(1e6 * times[engine] / n_images for engine in ENGINES))
+        if name == ROTATIONS:
+            n_tasks = len(tasks.tasks)
+
+            def aligned(experience, tasks=tasks):
+                alignment = Alignment(experience.learner, dict(enumerate(tasks.tasks)), 10)
+                begin = time.perf_counter()
+                alignment.measure(range(len(tasks.tasks)))
+                return time.perf_counter() - begin
+
+            table.add(f"{name}: evaluation of {n_tasks} tasks", "ms", *(1e3 * times[engine] for engine in ENGINES))
+            times = paired(make, aligned)
+            table.add(f"{name}: --alignment 10 of {n_tasks} tasks", "ms", *(1e3 * times[engine] for engine in ENGINES))
 
 
 def bench_tasks(table):
