@@ -17,6 +17,7 @@ import zlib
 import numpy as np
 import torch
 
+import errors
 from disk import plain_numpy
 
 EXPANDS_FREELY, MOST_EXPANSION = 256 << 20, 100  # a file beyond both, bytes and times its size, is a bomb
@@ -140,7 +141,7 @@ def are_plain(named):
 
 def one_line(error):
     """What an exception says, for a message to the user."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return errors.one_line(error, 200, type(error).__name__)
 
 
 def _unpack(path):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from errors import UserError
+from errors import UserError, one_line, text_of
 from model.attributes import Walk, article, restore
 from model.declared import pip_name
 from model.flags import Flag
@@ -64,9 +64,9 @@ def _imported(module, attribute, what, flag):
     except ModuleNotFoundError as error:
         raise UserError(f"{name} cannot be imported: {_missing(error)}, or choose another {flag}") from error
     except BaseException as error:  # a file may do anything: SystemExit is what its own parse_args() raises
-        why = f"{type(error).__name__}: {_one_line(error)}"
+        why = f"{type(error).__name__}: {one_line(error)}"
         if isinstance(error, ImportError | SyntaxError):
-            why = _one_line(error)
+            why = one_line(error)
         elif isinstance(error, SystemExit):
             why = "it ends the program (does it parse the command line, or run a script, when it is imported?)"
         elif isinstance(error, AttributeError) and getattr(error, "obj", None) is sys.modules.get(module):
@@ -84,12 +84,12 @@ def made_by(name, file):
         raise
     except BaseException as error:
         cure = ""
-        if flag := re.search(NO_FLAG, _text(error)):
+        if flag := re.search(NO_FLAG, text_of(error)):
             cure = f"; declare {flag[1]} in the file's `flags`"
-        elif isinstance(error, TypeError) and "positional argument" in _text(error):
+        elif isinstance(error, TypeError) and "positional argument" in text_of(error):
             cure = "; it is called as make(n_inputs, n_outputs, image_shape, args)"
         raise UserError(
-            f"{name}: its make raised {type(error).__name__}: {_one_line(error)}{_place(error, file, name)}{cure}"
+            f"{name}: its make raised {type(error).__name__}: {one_line(error)}{_place(error, file, name)}{cure}"
         ) from error
 
 
@@ -198,7 +198,7 @@ class Foreign:
             found = self._plain(_method(self.module, "state_dict")(self.module), "state_dict")
             return found if isinstance(found, dict) else {"state_dict": found}
         except Exception as error:
-            self.left_out = [f"state_dict: {type(error).__name__}: {_one_line(error)}"]
+            self.left_out = [f"state_dict: {type(error).__name__}: {one_line(error)}"]
             return {}
 
     def _plain(self, value, path):
@@ -226,7 +226,7 @@ class Foreign:
         try:
             return Walk(self.module, self.file, self.args, born, self.device)
         except Exception as error:  # an attribute may be of any kind
-            return _NoWalk({"": f"cannot be looked at ({type(error).__name__}: {_one_line(error)})"})
+            return _NoWalk({"": f"cannot be looked at ({type(error).__name__}: {one_line(error)})"})
 
     def why_no_state(self):
         """None, or what of it can be in no checkpoint, a phrase."""
@@ -282,14 +282,14 @@ class Foreign:
         except UserError as error:  # of our networks, which it may use
             raise LearnerFailed(f"{self.name}: {error}") from error
         except BaseException as error:
-            what = f"{type(error).__name__}: {_one_line(error)}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             cure = self._cure(method, error)
             place = _place(error, self.file, self.name)
             raise LearnerFailed(f"{self.name}: its {method} raised {what}{place}{cure and '; '}{cure}") from error
 
     def _cure(self, method, error):
         """What may help, or nothing."""
-        text = _text(error)
+        text = text_of(error)
         flag = re.search(NO_FLAG, text)
         if flag:
             return f"give that flag with --learner_flag {flag[1]}=VALUE, or declare it in the file's `flags`"
@@ -349,7 +349,7 @@ def _missing(error):
     """What to do about a module that is not there."""
     if (error.name or "").startswith("model."):
         return f"it needs {error.name.replace('.', '/')}.py, which is not there: put it there"
-    return f"{_one_line(error)}: install that package (pip install {pip_name(error.name or '')})"
+    return f"{one_line(error)}: install that package (pip install {pip_name(error.name or '')})"
 
 
 def _place(error, file, name):
@@ -362,15 +362,3 @@ def _place(error, file, name):
         if os.path.basename(frame.filename) == os.path.basename(f"{name}.py".replace(".py.py", ".py"))
     ]
     return f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
-
-
-def _text(error):
-    """What an exception says; nothing where it cannot."""
-    try:
-        return str(error)
-    except Exception:
-        return ""
-
-
-def _one_line(error):
-    return " ".join(_text(error).split())[:300] or "no message"

@@ -188,8 +188,8 @@ class Reservoir(_Drawing):
     An item is any object; tensors and NumPy arrays in it, in dicts, lists and tuples (named ones too) nested as you
     like, are copied, tensors detached, on their device; what is drawn is the item itself. In a folder, items are
     tensors, NumPy arrays, numbers, texts and None in plain dicts, lists and tuples (TypeError for others); copies of
-    them come back, on the CPU. One process writes a folder, any
-    number read it meanwhile (`ReservoirReader`); nobody sees half an item.
+    them come back, on the CPU. One process writes a folder, any number read it meanwhile (`ReservoirReader`); nobody
+    sees half an item.
 
     Where a folder holds items of an earlier life, load_state_dict goes on with them; until then add and draw raise
     RuntimeError. The two latest states that were taken can be loaded, also after the process was killed: the
@@ -274,7 +274,7 @@ class ReservoirReader(_Drawing):
 
 
 def _own(item):
-    """The item with its tensors copied: a view would keep the whole batch, a graph all that led to it."""
+    """The item with its tensors and arrays copied: a view would keep the whole batch, a graph all that led to it."""
     if isinstance(item, torch.Tensor):
         return item.detach().clone()
     if isinstance(item, np.ndarray):

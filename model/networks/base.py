@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
+from errors import UserError, one_line, text_of
 
 MOST_WEIGHTS = 1 << 28  # of one network: 1 GiB
 MASKED = -10e10  # the output of a class that is out of the game
@@ -98,12 +98,12 @@ class Adapted(Network):
 
 
 def _said(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _cure(error):
     """What may help, or nothing."""
-    if "more than 1 value per channel" in str(error):
+    if "more than 1 value per channel" in text_of(error):
         return (
             "; batch norm over single examples has nothing to norm by: give --batch_size 2 or more with a learner that "
             "takes a minibatch in one step (online, mer_minibatch), or use a norm within examples (GroupNorm)"

@@ -48,6 +48,11 @@ BROKEN = {
     "ends": ("import sys\nsys.exit(3)\ndef make(*of): pass", r"ends\.py cannot be imported: it ends the program"),
     "packages": ("import not_there\ndef make(*of): pass", r"packages\.py cannot be imported: .*not_there.*pip install"),
     "raises": (MAKE + "raise ValueError('not today')", r"raises\.py: its make raised ValueError: not today \(line 3"),
+    "cannot_be_said": (
+        "from torch import nn\nclass Odd(Exception):\n    def __str__(self):\n        raise RuntimeError\n"
+        "class Net(nn.Module):\n    def forward(self, x):\n        raise Odd\ndef make(*of):\n    return Net()",
+        r"cannot_be_said\.py: its forward raised Odd: no message",
+    ),
     "asks": (MAKE + "return args.depth", r"asks\.py: its make raised .*'depth'.*; declare depth in the file's `flags`"),
     "nothing": (MAKE + "pass", r"nothing\.py: its make returned a NoneType, and must return a torch\.nn\.Module"),
     "outputs": (
