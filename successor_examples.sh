@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 every=500
-case "${1:-}" in --tune | --chosen) every=1000000 ;; esac # only the last evaluation counts
+case "${1:-}" in --tune | --chosen) every="1000000 --keep_state no" ;; esac # only the last evaluation counts
 shared="--n_layers 2 --n_hiddens 100 --batch_size 1 --log_every $every --cuda no"
 rotations="--data_file mnist_rotations.pt --samples_per_task 1000 $shared"
 permutations="--data_file mnist_permutations.pt --samples_per_task 1000 $shared"
