@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: build          ## MER beside its baselines on MNIST Rotations, with a picture of the forgetting
 	$(BIN)/python demo.py
 
-test: build          ## all tests, a file at a time on each core: what a file's tests share is made once
+test: build          ## all tests, a file at a time on each core: what a file's tests share is made once; the GPU's alone
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest tests/test_cuda.py
 
 torture: build       ## the long fault injection
 	$(BIN)/python -m pytest -m torture --timeout 3600

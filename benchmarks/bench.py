@@ -12,6 +12,7 @@ and against the reference engine:
     evaluation   one test image; an evaluation of 20 tasks, and what --alignment 10 adds to it
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
     runs         whole runs, as a user starts them, with their peak memory
+    cuda         the native engine on one core, against the reference engine on a GPU where there is one
 
 Prints a table and writes it to results/bench/<date>.json. The time of an example is the median of several stretches.
 The engines take turns and each has the better of two rounds, so that a machine that is busy for a while is busy for
@@ -434,9 +435,59 @@ def bench_split(table):
         table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] for engine in ENGINES))
 
 
+def bench_cuda(table):
+    """A minibatch of some learners, and an evaluation: the native engine on a core, the reference engine on a GPU."""
+    if not torch.cuda.is_available():
+        print("cuda: PyTorch finds no CUDA device here")
+        return
+    gpu = f"reference on {torch.cuda.get_device_name()}"
+    tasks = load_tasks(str(ROOT / "data"), ROTATIONS)
+    lines = {
+        "online": "--model online",
+        "eralg4 200 10": "--model eralg4 --memories 200 --replay_batch_size 10",
+        "meralg1 200 10 5": "--model meralg1 --memories 200 --replay_batch_size 10 --batches_per_example 5",
+        "derpp 200 10": "--model derpp --memories 200 --replay_batch_size 10",
+        "online, batch 100": "--model online --batch_size 100",
+        "online, batch 100, 1000 units": "--model online --batch_size 100 --n_hiddens 1000",
+        "online, batch 100, 4000 units": "--model online --batch_size 100 --n_hiddens 4000",
+    }
+
+    def learn(experience):
+        train, size = experience.tasks[0].train, experience.stream.batch_size
+        parts = [[i % len(train) for i in range(begin, begin + size)] for begin in range(0, 20 * size, size)]
+        batches = [(train.inputs(part), 0, torch.from_numpy(train.labels[part])) for part in parts]
+
+        def stretch():
+            begin = time.perf_counter()
+            for x, t, y in batches:
+                experience.learner.observe(x, t, y)
+            torch.cuda.synchronize()
+            return (time.perf_counter() - begin) / len(batches)
+
+        return min(stretch() for _ in range(3))
+
+    def evaluate(experience):
+        begin = time.perf_counter()
+        experience.evaluator.evaluate(experience.learner).accuracies()
+        return time.perf_counter() - begin
+
+    for name, line in lines.items():
+
+        def make(engine, line=line):
+            device = "--cuda yes" if engine == "reference" else ""
+            return filled(tasks, f"{line} --lr 0.003 --samples_per_task 1000 {device}")(engine)
+
+        times = paired(make, learn)
+        table.add(f"{name}: minibatch", "us", *(1e6 * times[engine] for engine in ENGINES), against=gpu)
+        if name == "online":
+            times = paired(make, evaluate)
+            what = f"{ROTATIONS}: evaluation of {len(tasks.tasks)} tasks"
+            table.add(what, "ms", *(1e3 * times[engine] for engine in ENGINES), against=gpu)
+
+
 PARTS = {"kernels": bench_kernels, "suite": bench_suite, "peers": bench_peers, "hits": bench_hits}
 PARTS |= {"steps": bench_steps, "successors": bench_successors, "evaluation": bench_evaluation, "tasks": bench_tasks}
-PARTS |= {"split": bench_split, "runs": bench_runs}
+PARTS |= {"split": bench_split, "runs": bench_runs, "cuda": bench_cuda}
 
 
 def main():

@@ -434,7 +434,8 @@ def test_the_list_is_printed_from_what_was_chosen(tmp_path):
         size = {500: 200}.get(it.n_memories, it.n_memories)
         chosen = choices[it.args.model, data, size]
         assert it.args.samples_per_task == DATA[it.data]
-        own = chosen.flags.keys() - {*SHARED, "data_file", "samples_per_task", "memories"}
+        own = chosen.flags.keys() - {*SHARED, "keep_state", "data_file", "samples_per_task", "memories"}
+        assert chosen.args.keep_state is False and it.args.keep_state is True
         assert {name: it.flags[name] for name in own} == {name: chosen.flags[name] for name in own}
 
 
