@@ -31,18 +31,19 @@ points() {
 # published: lr 0.1, 0.3
 python main.py --model agem    $data --memories $memories --lr 0.003,0.01,0.03,0.1 --replay_batch_size 10,100
 python main.py --model agem    $data --memories $memories --lr 0.3 --replay_batch_size 100
+python main.py --model agem    $data --memories $memories --lr 0.0003,0.001 --replay_batch_size 100
 # published: those with lr 0.2
-python main.py --model der     $data --memories $memories --lr 0.01,0.03,0.1 --replay_batch_size 10 --alpha 0.5,1
-python main.py --model der     $data --memories $memories --lr 0.01,0.03 --replay_batch_size 50 --alpha 1
+python main.py --model der     $data --memories $memories --lr 0.003,0.01,0.03,0.1 --replay_batch_size 10 --alpha 0.5,1
+python main.py --model der     $data --memories $memories --lr 0.003,0.01,0.03 --replay_batch_size 50 --alpha 1
 python main.py --model der     $data --memories $memories --lr 0.2 --replay_batch_size 10 --alpha 0.5,1
 # published: those with lr 0.2, and lr 0.1 with alpha 1
-python main.py --model derpp   $data --memories $memories --lr 0.01,0.03,0.1 --replay_batch_size 10 --alpha 0.5,1 --beta 1
+python main.py --model derpp   $data --memories $memories --lr 0.003,0.01,0.03,0.1 --replay_batch_size 10 --alpha 0.5,1 --beta 1
 python main.py --model derpp   $data --memories $memories --lr 0.03 --replay_batch_size 50 --alpha 0.5 --beta 1
 python main.py --model derpp   $data --memories $memories --lr 0.1 --replay_batch_size 10 --alpha 1 --beta 0.5
 python main.py --model derpp   $data --memories $memories --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 0.5,1
 python main.py --model derpp   $data --memories $memories --lr 0.2 --replay_batch_size 10 --alpha 1 --beta 0.5
 # published: lr 0.05 with by_place (what the authors' code does) or yes (what the paper says)
-python main.py --model mir     $data --memories $memories --lr 0.01,0.03,0.05,0.1 --replay_batch_size 10
+python main.py --model mir     $data --memories $memories --lr 0.003,0.01,0.03,0.05,0.1 --replay_batch_size 10
 python main.py --model mir     $data --memories $memories --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes,by_place
 python main.py --model mir     $data --memories $memories --lr 0.03 --replay_batch_size 25
 python main.py --model er_ace  $data --memories $memories --lr 0.01,0.03,0.1,0.2 --replay_batch_size 10
@@ -61,7 +62,7 @@ python main.py --model clser   $data --memories $memories --lr 0.03,0.1,0.2 --re
 python main.py --model clser   $data --memories $memories --lr 0.03,0.1,0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
 python main.py --model clser   $data --memories $memories --lr 0.1 --replay_batch_size 50 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 # published: n_iter 3, lr 0.05
-python main.py --model gss     $data --memories $memories --lr 0.003,0.01,0.05 --replay_batch_size 10 --n_iter 1,3
+python main.py --model gss     $data --memories $memories --lr 0.001,0.003,0.01,0.05 --replay_batch_size 10 --n_iter 1,3
 # published: lr 0.1 with all but 100 draws
 python main.py --model eralg4  $data --memories $memories --lr 0.03,0.1,0.2 --replay_batch_size 10,25
 python main.py --model eralg4  $data --memories $memories --lr 0.1 --replay_batch_size 5,100
@@ -118,104 +119,104 @@ alignment() {
     grep -E -e '--(model online|memories 200|n_memories 10) ' | sed -E 's/--log_every [0-9]+/--log_every 1000 --alignment 10/'
 }
 
-# Not tuned yet: points of the grid near to what was published.
+# What --tune chose, by --chosen.
 experiments() {
   cat <<LIST
 ######## MNIST Rotations: 20 tasks, 1000 examples of each ########
-python main.py --model agem    $rotations --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem    $rotations --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model agem    $rotations --memories 200 --lr 0.1 --replay_batch_size 100
-python main.py --model der     $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der     $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der     $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp   $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp   $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp   $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir     $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir     $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir     $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model agem    $rotations --memories 5120 --lr 0.0003 --replay_batch_size 100
+python main.py --model der     $rotations --memories 5120 --lr 0.03 --replay_batch_size 50 --alpha 1
+python main.py --model derpp   $rotations --memories 5120 --lr 0.01 --replay_batch_size 10 --alpha 1 --beta 1
+python main.py --model mir     $rotations --memories 5120 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $rotations --memories 5120 --lr 0.03 --replay_batch_size 10
+python main.py --model lamaml  $rotations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.03 --learn_lr no --sync_update yes --opt_wt 0.1
+python main.py --model clser   $rotations --memories 5120 --lr 0.1 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model gss     $rotations --memories 5120 --lr 0.003 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $rotations --memories 5120 --lr 0.1 --replay_batch_size 10
+python main.py --model meralg6 $rotations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 100
+python main.py --model meralg7 $rotations --memories 5120 --lr 0.03 --gamma 0.03 --replay_batch_size 100 --s 5
+python main.py --model agem    $rotations --memories 500 --lr 0.0003 --replay_batch_size 100
+python main.py --model agem    $rotations --memories 200 --lr 0.0003 --replay_batch_size 100
+python main.py --model der     $rotations --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 1
+python main.py --model der     $rotations --memories 200 --lr 0.01 --replay_batch_size 10 --alpha 1
+python main.py --model derpp   $rotations --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 1 --beta 1
+python main.py --model derpp   $rotations --memories 200 --lr 0.01 --replay_batch_size 10 --alpha 1 --beta 1
+python main.py --model mir     $rotations --memories 500 --lr 0.01 --replay_batch_size 10
+python main.py --model mir     $rotations --memories 200 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $rotations --memories 500 --lr 0.03 --replay_batch_size 10
 python main.py --model er_ace  $rotations --memories 200 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml  $rotations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml  $rotations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml  $rotations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser   $rotations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model clser   $rotations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model clser   $rotations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
-python main.py --model gss     $rotations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss     $rotations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss     $rotations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model eralg4  $rotations --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4  $rotations --memories 500 --lr 0.1 --replay_batch_size 10
-python main.py --model eralg4  $rotations --memories 200 --lr 0.1 --replay_batch_size 10
-python main.py --model meralg6 $rotations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 100
+python main.py --model lamaml  $rotations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $rotations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model clser   $rotations --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model clser   $rotations --memories 200 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model gss     $rotations --memories 500 --lr 0.01 --replay_batch_size 10 --n_iter 1
+python main.py --model gss     $rotations --memories 200 --lr 0.01 --replay_batch_size 10 --n_iter 1
+python main.py --model eralg4  $rotations --memories 500 --lr 0.2 --replay_batch_size 25
+python main.py --model eralg4  $rotations --memories 200 --lr 0.2 --replay_batch_size 25
 python main.py --model meralg6 $rotations --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 25
 python main.py --model meralg6 $rotations --memories 200 --lr 0.1 --gamma 0.03 --replay_batch_size 25
-python main.py --model meralg7 $rotations --memories 5120 --lr 0.03 --gamma 0.03 --replay_batch_size 100 --s 5
-python main.py --model meralg7 $rotations --memories 500 --lr 0.03 --gamma 0.03 --replay_batch_size 50 --s 5
-python main.py --model meralg7 $rotations --memories 200 --lr 0.03 --gamma 0.03 --replay_batch_size 50 --s 5
+python main.py --model meralg7 $rotations --memories 500 --lr 0.03 --gamma 0.03 --replay_batch_size 100 --s 5
+python main.py --model meralg7 $rotations --memories 200 --lr 0.03 --gamma 0.03 --replay_batch_size 100 --s 5
 python main.py --model joint   $rotations --lr 0.01
 
 ######## MNIST Permutations: 20 tasks, 1000 examples of each ########
-python main.py --model agem    $permutations --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem    $permutations --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model agem    $permutations --memories 200 --lr 0.1 --replay_batch_size 100
-python main.py --model der     $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der     $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der     $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp   $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp   $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp   $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir     $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir     $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir     $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model agem    $permutations --memories 5120 --lr 0.01 --replay_batch_size 100
+python main.py --model der     $permutations --memories 5120 --lr 0.01 --replay_batch_size 50 --alpha 1
+python main.py --model derpp   $permutations --memories 5120 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $permutations --memories 5120 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $permutations --memories 5120 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace  $permutations --memories 500 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace  $permutations --memories 200 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml  $permutations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml  $permutations --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml  $permutations --memories 200 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser   $permutations --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser   $permutations --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser   $permutations --memories 200 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model gss     $permutations --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss     $permutations --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss     $permutations --memories 200 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model lamaml  $permutations --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.1 --learn_lr no --sync_update yes --opt_wt 0.1
+python main.py --model clser   $permutations --memories 5120 --lr 0.1 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model gss     $permutations --memories 5120 --lr 0.003 --replay_batch_size 10 --n_iter 3
 python main.py --model eralg4  $permutations --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4  $permutations --memories 500 --lr 0.1 --replay_batch_size 10
-python main.py --model eralg4  $permutations --memories 200 --lr 0.1 --replay_batch_size 10
-python main.py --model meralg6 $permutations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 50
-python main.py --model meralg6 $permutations --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 5
-python main.py --model meralg6 $permutations --memories 200 --lr 0.1 --gamma 0.03 --replay_batch_size 5
+python main.py --model meralg6 $permutations --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 100
 python main.py --model meralg7 $permutations --memories 5120 --lr 0.01 --gamma 0.1 --replay_batch_size 100 --s 10
-python main.py --model meralg7 $permutations --memories 500 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
-python main.py --model meralg7 $permutations --memories 200 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
+python main.py --model agem    $permutations --memories 500 --lr 0.01 --replay_batch_size 100
+python main.py --model agem    $permutations --memories 200 --lr 0.01 --replay_batch_size 100
+python main.py --model der     $permutations --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 1
+python main.py --model der     $permutations --memories 200 --lr 0.01 --replay_batch_size 10 --alpha 1
+python main.py --model derpp   $permutations --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model derpp   $permutations --memories 200 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $permutations --memories 500 --lr 0.01 --replay_batch_size 10
+python main.py --model mir     $permutations --memories 200 --lr 0.01 --replay_batch_size 10
+python main.py --model er_ace  $permutations --memories 500 --lr 0.03 --replay_batch_size 50
+python main.py --model er_ace  $permutations --memories 200 --lr 0.03 --replay_batch_size 50
+python main.py --model lamaml  $permutations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $permutations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model clser   $permutations --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model clser   $permutations --memories 200 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model gss     $permutations --memories 500 --lr 0.003 --replay_batch_size 10 --n_iter 3
+python main.py --model gss     $permutations --memories 200 --lr 0.003 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $permutations --memories 500 --lr 0.2 --replay_batch_size 25
+python main.py --model eralg4  $permutations --memories 200 --lr 0.2 --replay_batch_size 25
+python main.py --model meralg6 $permutations --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 10
+python main.py --model meralg6 $permutations --memories 200 --lr 0.1 --gamma 0.03 --replay_batch_size 10
+python main.py --model meralg7 $permutations --memories 500 --lr 0.01 --gamma 0.1 --replay_batch_size 25 --s 10
+python main.py --model meralg7 $permutations --memories 200 --lr 0.01 --gamma 0.1 --replay_batch_size 25 --s 10
 python main.py --model joint   $permutations --lr 0.01
 
 ######## MNIST Many Permutations: 100 tasks, 200 examples of each ########
-python main.py --model agem    $many --memories 5120 --lr 0.1 --replay_batch_size 100
-python main.py --model agem    $many --memories 500 --lr 0.1 --replay_batch_size 100
-python main.py --model der     $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model der     $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5
-python main.py --model derpp   $many --memories 5120 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model derpp   $many --memories 500 --lr 0.2 --replay_batch_size 10 --alpha 0.5 --beta 1
-python main.py --model mir     $many --memories 5120 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
-python main.py --model mir     $many --memories 500 --lr 0.05 --replay_batch_size 10 --compare_to_old_logits yes
+python main.py --model agem    $many --memories 5120 --lr 0.01 --replay_batch_size 100
+python main.py --model der     $many --memories 5120 --lr 0.01 --replay_batch_size 50 --alpha 1
+python main.py --model derpp   $many --memories 5120 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $many --memories 5120 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $many --memories 5120 --lr 0.03 --replay_batch_size 10
-python main.py --model er_ace  $many --memories 500 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml  $many --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model lamaml  $many --memories 500 --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.3
-python main.py --model clser   $many --memories 5120 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model clser   $many --memories 500 --lr 0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
-python main.py --model gss     $many --memories 5120 --lr 0.05 --replay_batch_size 10 --n_iter 3
-python main.py --model gss     $many --memories 500 --lr 0.05 --replay_batch_size 10 --n_iter 3
+python main.py --model lamaml  $many --memories 5120 --replay_batch_size 10 --glances 5 --alpha_init 0.1 --learn_lr no --sync_update yes --opt_wt 0.1
+python main.py --model clser   $many --memories 5120 --lr 0.1 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
+python main.py --model gss     $many --memories 5120 --lr 0.003 --replay_batch_size 10 --n_iter 3
 python main.py --model eralg4  $many --memories 5120 --lr 0.1 --replay_batch_size 25
-python main.py --model eralg4  $many --memories 500 --lr 0.1 --replay_batch_size 10
-python main.py --model meralg6 $many --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 50
-python main.py --model meralg6 $many --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 5
+python main.py --model meralg6 $many --memories 5120 --lr 0.03 --gamma 0.1 --replay_batch_size 100
 python main.py --model meralg7 $many --memories 5120 --lr 0.01 --gamma 0.1 --replay_batch_size 100 --s 10
-python main.py --model meralg7 $many --memories 500 --lr 0.03 --gamma 0.1 --replay_batch_size 5 --s 2
+python main.py --model agem    $many --memories 500 --lr 0.01 --replay_batch_size 100
+python main.py --model der     $many --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 1
+python main.py --model derpp   $many --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
+python main.py --model mir     $many --memories 500 --lr 0.01 --replay_batch_size 10
+python main.py --model er_ace  $many --memories 500 --lr 0.03 --replay_batch_size 50
+python main.py --model lamaml  $many --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model clser   $many --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
+python main.py --model gss     $many --memories 500 --lr 0.003 --replay_batch_size 10 --n_iter 3
+python main.py --model eralg4  $many --memories 500 --lr 0.2 --replay_batch_size 25
+python main.py --model meralg6 $many --memories 500 --lr 0.1 --gamma 0.03 --replay_batch_size 10
+python main.py --model meralg7 $many --memories 500 --lr 0.01 --gamma 0.1 --replay_batch_size 25 --s 10
 python main.py --model joint   $many --lr 0.01
 LIST
 }

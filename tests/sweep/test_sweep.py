@@ -439,6 +439,16 @@ def test_the_list_is_printed_from_what_was_chosen(tmp_path):
         assert {name: it.flags[name] for name in own} == {name: chosen.flags[name] for name in own}
 
 
+def test_the_list_is_what_the_tuning_in_the_records_chose():
+    (record,) = ROOT.glob("results/records/*/successors/tuning.json")
+    text = (ROOT / "successor_examples.sh").read_text()
+    listed = text.partition("experiments() {\n  cat <<LIST\n")[2].partition("LIST\n}")[0]
+    assert [line for line in listed.splitlines() if line.startswith("python ")] == script("--chosen", record)
+    grids = commands.read(script("--tune", "--experiments"), "the grids", several=True)
+    tried = [point["command"] for entry in json.loads(record.read_text())["experiments"] for point in entry["points"]]
+    assert sorted(commands.as_text(it.flags) for it in grids) == sorted(tried)
+
+
 def test_gradients_are_compared_for_six_learners_at_200_memories():
     found = commands.read(script("--alignment", "--experiments"), "the list")
     names = ("online", "eralg4", "gem", "meralg1", "meralg6", "lamaml")
