@@ -54,9 +54,11 @@ python main.py --model lamaml  $data --memories $memories --replay_batch_size 10
 # Sync; published: glances 5
 python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 5 --alpha_init 0.15 --opt_lr 0.1 --sync_update yes --opt_wt 0.1,0.3
 python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.03,0.1
+python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 1 --alpha_init 0.003,0.01 --opt_lr 0.01,0.1 --sync_update yes --opt_wt 0.1
 # C-MAML; published: glances 5
 python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 5 --alpha_init 0.03,0.1 --learn_lr no --sync_update yes --opt_wt 0.1
 python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 1 --alpha_init 0.03 --learn_lr no --sync_update yes --opt_wt 0.03,0.1
+python main.py --model lamaml  $data --memories $memories --replay_batch_size 10 --glances 1 --alpha_init 0.003,0.01 --learn_lr no --sync_update yes --opt_wt 0.1
 # published: lr 0.2; first the averages of Rotations, then of Permutations
 python main.py --model clser   $data --memories $memories --lr 0.03,0.1,0.2 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model clser   $data --memories $memories --lr 0.03,0.1,0.2 --replay_batch_size 10 --reg_weight 1 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 0.8 --stable_model_alpha 0.99
@@ -144,8 +146,8 @@ python main.py --model mir     $rotations --memories 500 --lr 0.01 --replay_batc
 python main.py --model mir     $rotations --memories 200 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $rotations --memories 500 --lr 0.03 --replay_batch_size 10
 python main.py --model er_ace  $rotations --memories 200 --lr 0.03 --replay_batch_size 10
-python main.py --model lamaml  $rotations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
-python main.py --model lamaml  $rotations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $rotations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.003 --opt_lr 0.01 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $rotations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.003 --opt_lr 0.01 --sync_update yes --opt_wt 0.1
 python main.py --model clser   $rotations --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model clser   $rotations --memories 200 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model gss     $rotations --memories 500 --lr 0.01 --replay_batch_size 10 --n_iter 1
@@ -180,8 +182,8 @@ python main.py --model mir     $permutations --memories 500 --lr 0.01 --replay_b
 python main.py --model mir     $permutations --memories 200 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $permutations --memories 500 --lr 0.03 --replay_batch_size 50
 python main.py --model er_ace  $permutations --memories 200 --lr 0.03 --replay_batch_size 50
-python main.py --model lamaml  $permutations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
-python main.py --model lamaml  $permutations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $permutations --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.003 --learn_lr no --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $permutations --memories 200 --replay_batch_size 10 --glances 1 --alpha_init 0.003 --learn_lr no --sync_update yes --opt_wt 0.1
 python main.py --model clser   $permutations --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model clser   $permutations --memories 200 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model gss     $permutations --memories 500 --lr 0.003 --replay_batch_size 10 --n_iter 3
@@ -211,7 +213,7 @@ python main.py --model der     $many --memories 500 --lr 0.01 --replay_batch_siz
 python main.py --model derpp   $many --memories 500 --lr 0.01 --replay_batch_size 10 --alpha 0.5 --beta 1
 python main.py --model mir     $many --memories 500 --lr 0.01 --replay_batch_size 10
 python main.py --model er_ace  $many --memories 500 --lr 0.03 --replay_batch_size 50
-python main.py --model lamaml  $many --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.03 --opt_lr 0.1 --sync_update yes --opt_wt 0.1
+python main.py --model lamaml  $many --memories 500 --replay_batch_size 10 --glances 1 --alpha_init 0.003 --learn_lr no --sync_update yes --opt_wt 0.1
 python main.py --model clser   $many --memories 500 --lr 0.1 --replay_batch_size 10 --reg_weight 0.75 --plastic_model_update_freq 1 --plastic_model_alpha 0.99 --stable_model_update_freq 1 --stable_model_alpha 0.999
 python main.py --model gss     $many --memories 500 --lr 0.003 --replay_batch_size 10 --n_iter 3
 python main.py --model eralg4  $many --memories 500 --lr 0.2 --replay_batch_size 25
