@@ -12,9 +12,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-every=500
-case "${1:-}" in --tune | --chosen) every="1000000 --keep_state no" ;; esac # only the last evaluation counts
-shared="--n_layers 2 --n_hiddens 100 --batch_size 1 --log_every $every --cuda no"
+kept="--log_every 500"
+case "${1:-}" in --tune | --chosen) kept="--log_every 1000000 --keep_state no" ;; esac # only the last evaluation counts
+shared="--n_layers 2 --n_hiddens 100 --batch_size 1 $kept --cuda no"
 rotations="--data_file mnist_rotations.pt --samples_per_task 1000 $shared"
 permutations="--data_file mnist_permutations.pt --samples_per_task 1000 $shared"
 many="--data_file mnist_manypermutations.pt --samples_per_task 200 $shared"
@@ -30,8 +30,7 @@ points() {
       cat <<LIST
 # published: lr 0.1, 0.3
 python main.py --model agem    $data --memories $memories --lr 0.003,0.01,0.03,0.1 --replay_batch_size 10,100
-python main.py --model agem    $data --memories $memories --lr 0.3 --replay_batch_size 100
-python main.py --model agem    $data --memories $memories --lr 0.0003,0.001 --replay_batch_size 100
+python main.py --model agem    $data --memories $memories --lr 0.0003,0.001,0.3 --replay_batch_size 100
 # published: those with lr 0.2
 python main.py --model der     $data --memories $memories --lr 0.003,0.01,0.03,0.1 --replay_batch_size 10 --alpha 0.5,1
 python main.py --model der     $data --memories $memories --lr 0.003,0.01,0.03 --replay_batch_size 50 --alpha 1

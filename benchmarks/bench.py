@@ -75,6 +75,13 @@ def paired(make, measure):
     return {engine: min(one[engine] for one in rounds) for engine in ENGINES}
 
 
+def seconds_of_evaluation(experience):
+    """Of all accuracies once, with the threads of the experience."""
+    begin = time.perf_counter()
+    experience.evaluator.evaluate(experience.learner).accuracies()
+    return time.perf_counter() - begin
+
+
 class Table:
     """Rows of (what, unit, native, another), printed as they come; the other is the reference engine or as it says."""
 
@@ -399,9 +406,7 @@ def extrapolated(flags, n=200):
     for x, t, y in batch:
         experience.learner.observe(x, t, y)
     per_example = (time.perf_counter() - begin) / n
-    begin = time.perf_counter()
-    experience.evaluator.evaluate(experience.learner).accuracies()
-    evaluation = time.perf_counter() - begin
+    evaluation = seconds_of_evaluation(experience)
     stream = experience.stream
     n_evaluations = stream.n_evaluations(experience.log_every)
     seconds = stream.n_examples * per_example + n_evaluations * evaluation
@@ -424,15 +429,10 @@ def bench_split(table):
             def learn(experience):
                 return seconds_per_example(experience, len(tasks.tasks) - 1)
 
-            def evaluate(experience):
-                begin = time.perf_counter()
-                experience.evaluator.evaluate(experience.learner).accuracies()
-                return (time.perf_counter() - begin) / n_images
-
             times = paired(filled(tasks, flags), learn)
             table.add(f"split, {scenario}: {name}: example", "us", *(1e6 * times[engine] for engine in ENGINES))
-        times = paired(filled(tasks, flags), evaluate)
-        table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] for engine in ENGINES))
+        times = paired(filled(tasks, flags), seconds_of_evaluation)
+        table.add(f"split, {scenario}: test image", "us", *(1e6 * times[engine] / n_images for engine in ENGINES))
 
 
 def bench_cuda(table):
@@ -453,34 +453,20 @@ def bench_cuda(table):
     }
 
     def learn(experience):
-        train, size = experience.tasks[0].train, experience.stream.batch_size
-        parts = [[i % len(train) for i in range(begin, begin + size)] for begin in range(0, 20 * size, size)]
-        batches = [(train.inputs(part), 0, torch.from_numpy(train.labels[part])) for part in parts]
-
-        def stretch():
-            begin = time.perf_counter()
-            for x, t, y in batches:
-                experience.learner.observe(x, t, y)
-            torch.cuda.synchronize()
-            return (time.perf_counter() - begin) / len(batches)
-
-        return min(stretch() for _ in range(3))
-
-    def evaluate(experience):
-        begin = time.perf_counter()
-        experience.evaluator.evaluate(experience.learner).accuracies()
-        return time.perf_counter() - begin
+        return experience.stream.batch_size * seconds_per_example(experience, 0)
 
     for name, line in lines.items():
 
         def make(engine, line=line):
             device = "--cuda yes" if engine == "reference" else ""
-            return filled(tasks, f"{line} --lr 0.003 --samples_per_task 1000 {device}")(engine)
+            experience = filled(tasks, f"{line} --lr 0.003 --samples_per_task 1000 {device}")(engine)
+            learn(experience)  # a GPU's libraries take their time at first
+            return experience
 
         times = paired(make, learn)
         table.add(f"{name}: minibatch", "us", *(1e6 * times[engine] for engine in ENGINES), against=gpu)
         if name == "online":
-            times = paired(make, evaluate)
+            times = paired(make, seconds_of_evaluation)
             what = f"{ROTATIONS}: evaluation of {len(tasks.tasks)} tasks"
             table.add(what, "ms", *(1e3 * times[engine] for engine in ENGINES), against=gpu)
 

@@ -23,11 +23,11 @@ def make_experience(tasks, flags, engine, threads=1):
     return life.make_experience(chosen, tasks)
 
 
-def examples(experience, t, n):
-    """n single examples of task t as `observe` takes them, cycling through the first of its training images."""
+def examples(experience, t, n, size=1):
+    """n minibatches of task t as `observe` takes them, cycling through the first of its training images."""
     train = experience.tasks[t].train
-    for i in range(n):
-        index = [i % len(train)]
+    for begin in range(0, n * size, size):
+        index = [i % len(train) for i in range(begin, begin + size)]
         yield train.inputs(index), t, torch.from_numpy(train.labels[index])
 
 
@@ -46,16 +46,22 @@ def fill(experience):
 
 
 def seconds_per_example(experience, t, budget=1.0, stretches=5):
-    """Median over stretches of the time that `observe` takes for an example of task t; all last `budget` together."""
-    learner, source = experience.learner, examples(experience, t, 10**9)
+    """Median over stretches of the time that `observe` takes for an example of task t; all last `budget` together.
+
+    In minibatches of the size that the experience learns.
+    """
+    learner, size = experience.learner, experience.stream.batch_size
+    source = examples(experience, t, 10**9, size)
 
     def stretch(n):
         batch = [next(source) for _ in range(n)]
         begin = time.perf_counter()
         for x, task, y in batch:
             learner.observe(x, task, y)
-        return (time.perf_counter() - begin) / n
+        if torch.cuda.is_initialized():  # a GPU goes on by itself
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / (n * size)
 
     once = stretch(2)
-    n = max(1, min(2000, int(budget / stretches / once)))
+    n = max(1, min(2000, int(budget / stretches / once / size)))
     return statistics.median(stretch(n) for _ in range(stretches))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ CELL, MEAN, NORM = 0.02, 0.006, 1e-2
 COMPUTED = "cdee91486591881903ff6c9d6b8a005d9efadb5cdc2c6e5f3ec09614b2af9747"  # on AVX-512 of AMD, by torch 2.13.0
 
 
+@cache
 def kernels_are_the_same():
     """Whether PyTorch computes here, to the bit, as where the goldens were made (its kernels differ from CPU to CPU).
 
@@ -43,8 +45,9 @@ def kernels_are_the_same():
     return found.hexdigest() == COMPUTED
 
 
+# words, and whether it is to be the original bit for bit
 ENGINES = {
-    "reference": (["--engine", "reference"], kernels_are_the_same()),
+    "reference": (["--engine", "reference"], True),
     "native": (["--engine", "native", "--draws", "shuffle"], False),
 }
 
@@ -76,7 +79,7 @@ def test_run_is_the_original_one(case, kind, golden_data, run_main, load_result)
     assert list(weights) == list(case["final_weights"])
     shapes = {name: list(value.shape) for name, value in weights.items()}
     assert shapes == {name: about["shape"] for name, about in case["final_weights"].items()}
-    if exact:
+    if exact and kernels_are_the_same():
         assert torch.equal(result_a, wanted_a)
         for name, about in case["final_weights"].items():
             assert weights[name].double().norm().item() == pytest.approx(about["norm"], rel=1e-12)

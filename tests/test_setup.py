@@ -33,7 +33,7 @@ def program(tmp_path_factory):
 @pytest.mark.parametrize(
     "missing,words,environment",
     [
-        ("'/no/compiler'", ["setup.py", *BUILD], {"CC": "/no/compiler"}),
+        ("No such file or directory: '/no/compiler'", ["setup.py", *BUILD], {"CC": "/no/compiler"}),
         ("Cython is missing", ["-c", NO_CYTHON], {}),
     ],
     ids=["compiler", "cython"],
