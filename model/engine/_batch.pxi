@@ -221,11 +221,12 @@ cdef class Batch:
     cdef void turn(self, const float *w) noexcept nogil:
         """Transpose all layers but the first, so that gradients of groups can pass down them. Whenever w has changed."""
         cdef Py_ssize_t l
-        cdef Layer *layer
         for l in range(1, self.layout.n_levels):
-            layer = self.layout.level(l, 0)
-            transpose(w + layer.start, layer.n_in, layer.n_out, layer.width, self.turned[l],
-                      self.layout.level(l - 1, 0).width)
+            self.turn_layer(l, w)
+
+    cdef void turn_layer(self, Py_ssize_t l, const float *w) noexcept nogil:
+        cdef Layer *layer = self.layout.level(l, 0)
+        transpose(w + layer.start, layer.n_in, layer.n_out, layer.width, self.turned[l], self.layout.level(l - 1, 0).width)
 
     # n examples from b on, one group
 
@@ -262,15 +263,54 @@ cdef class Batch:
 
     cdef void pass_down(self, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
         """backward() for n >= FEW examples: the gradients pass over the transposed rows as inputs pass over the rows."""
-        cdef Py_ssize_t l, e, width
+        cdef Py_ssize_t l
         if self.layout.n_levels > 1:
             self.deltas_of(self.layout.n_levels - 1, b, n)
         for l in range(self.layout.n_levels - 1, 0, -1):
-            width = self.layout.level(l - 1, 0).width
-            forward_group(self.turned[l], self.layout.level(l, 0).n_out, width, self.d, n, self.sums)
-            for e in range(n):
-                self.d[e].value = self.d_value + e * self.most
-                keep_active(&self.x[l][b + e], self.sums + e * width, self.outputs_at(l - 1, b + e), width, &self.d[e])
+            forward_group(self.turned[l], self.layout.level(l, 0).n_out, self.layout.level(l - 1, 0).width, self.d, n,
+                          self.sums)
+            self.keep_sums(l - 1, b, n)
+
+    cdef void keep_sums(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
+        """delta[l] of the active units becomes their sums, and 0 for the others; and as lists in d."""
+        cdef Py_ssize_t e, width = self.layout.level(l, 0).width
+        for e in range(n):
+            self.d[e].value = self.d_value + e * self.most
+            keep_active(&self.x[l + 1][b + e], self.sums + e * width, self.outputs_at(l, b + e), width, &self.d[e])
+
+    cdef void step(self, float *w, Py_ssize_t b, Py_ssize_t n, Frames frames) noexcept nogil:
+        """differentiate() n >= FEW examples and add their gradients to w, a level as soon as they have passed it.
+
+        So the rows of a wide layer are not transposed: they are read once for both.
+        """
+        cdef Py_ssize_t l, e
+        cdef Layer *layer
+        self.outputs(w, b, n)
+        for e in range(b, b + n):
+            self.differentiate_outputs(e)
+        if self.layout.n_levels > 1:
+            self.deltas_of(self.layout.n_levels - 1, b, n)
+        for l in range(self.layout.n_levels - 1, 0, -1):
+            layer = self.layout.level(l, 0)
+            if layer.width > WIDE:
+                sort_by_row(self.x[l] + b, n, layer.n_in + 1, 1, &self.by_row)
+                self.touch_sorted(layer, &self.by_row, frames)
+                dot_sorted(w + layer.start, layer.n_in, layer.width, &self.by_row, self.outputs_at(l, b), self.sums,
+                           self.layout.level(l - 1, 0).width)
+            else:
+                self.turn_layer(l, w)
+                forward_group(self.turned[l], layer.n_out, self.layout.level(l - 1, 0).width, self.d, n, self.sums)
+                self.accumulate(l, b, n, self.outputs_at(l, b), False, w, frames)
+            self.keep_sums(l - 1, b, n)
+        self.accumulate(0, b, n, self.outputs_at(0, b), False, w, frames)
+
+    cdef inline void touch_sorted(self, Layer *layer, const ByRow *x, Frames frames) noexcept nogil:
+        """Tell frames, unless they are None, of the rows that x uses."""
+        cdef Py_ssize_t i
+        if frames is not None and frames.depth:
+            for i in range(layer.n_in + 1):
+                if x.count[i]:
+                    frames.touch(layer.first + i)
 
     cdef Sparse *deltas_of(self, Py_ssize_t l, Py_ssize_t b, Py_ssize_t n) noexcept nogil:
         """delta[l] of n examples from b on as lists, until the next call or pass_down."""
@@ -326,7 +366,7 @@ cdef class Batch:
         cdef Layer *layer = self.layout.level(l, self.head[b])
         cdef float *rows = target + layer.start
         cdef Sparse *x = self.x[l] + b
-        cdef Py_ssize_t i, e
+        cdef Py_ssize_t e
         if n < FEW:
             if fresh:
                 memset(rows, 0, (layer.n_in + 1) * layer.width * sizeof(float))
@@ -336,10 +376,7 @@ cdef class Batch:
         if by_row == NULL:
             sort_by_row(x, n, layer.n_in + 1, layer.width, &self.by_row)
             by_row = &self.by_row
-        if frames is not None and frames.depth:
-            for i in range(layer.n_in + 1):
-                if by_row.count[i]:
-                    frames.touch(layer.first + i)
+        self.touch_sorted(layer, by_row, frames)
         if fresh:
             add_sorted(True, by_row, layer.n_in + 1, layer.width, delta, rows)
         else:

@@ -39,7 +39,7 @@ cdef extern from *:
 identity = IDENTITY.decode()
 
 cdef extern from "_rows.h" nogil:
-    enum: LINE, NO_END, GROUP, BUCKET, FEW
+    enum: LINE, NO_END, GROUP, BUCKET, FEW, WIDE
     ctypedef struct Sparse:
         Py_ssize_t n
         int32_t *index
@@ -72,6 +72,8 @@ cdef extern from "_rows.h" nogil:
     void sort_by_row(const Sparse *x, Py_ssize_t n, Py_ssize_t n_rows, Py_ssize_t width, ByRow *to)
     void pack_rows(const ByRow *x, Py_ssize_t n_rows, ByRow *to)
     void add_sorted(bint fresh, const ByRow *x, Py_ssize_t n_rows, Py_ssize_t width, const float *delta, float *target)
+    void dot_sorted(float *rows, Py_ssize_t n_in, Py_ssize_t width, const ByRow *x, const float *delta, float *out,
+                    Py_ssize_t width_out)
     double cross_entropy(float *z, Py_ssize_t n, Py_ssize_t width, int64_t y, float scale)
     double squared_error(float *z, Py_ssize_t n, Py_ssize_t width, const float *target, float scale)
 
@@ -256,7 +258,10 @@ cdef class MLP(Weights):
 
     cdef void step(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
         """One SGD step on examples start..end - 1 of the batch."""
-        cdef Py_ssize_t b = start, n, l
+        cdef Py_ssize_t b = start, n = self.batch.group(start, end), l
+        if FEW <= n == end - start and self.held is None:
+            self.batch.step(self.w, start, n, self.frames)
+            return
         if end - start >= FEW:
             self.batch.turn(self.w)
         while b < end:

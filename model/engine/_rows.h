@@ -12,6 +12,7 @@
        add_entries  the same for a list of (offset of the row, value)                     update, for a group of examples
        add_to_rows  rows[index[k]] += value[k] vector                                     update, for one example
        dot_rows     out[index[k]] += rows[index[k]] . vector, and, if asked, add_to_rows  backward pass, for one example
+       dot_sorted   the same for a group of examples, row by row                          ... where rows are WIDE
 
    Each costs O(n width) for n rows. `width` is a multiple of LINE; rows lie `stride` floats apart. The vector stays in the
    CPU's registers while the rows pass by, so that a row costs one reading (and one writing). Where it is too long for that
@@ -33,6 +34,7 @@ enum {
     GROUP = 64,                 /* examples that pass over the rows together */
     BUCKET = GROUP + 8,         /* room for the entries of a row in a group; not a power of 2, for the cache's sake */
     FEW = 4,                    /* fewer than that go one by one */
+    WIDE = 8 * LINE,            /* floats of a row, from more of which on transposing a layer costs a step too much */
     CACHED = 32768              /* bytes of rows that a group passes over at a time */
 };
 
@@ -53,19 +55,19 @@ typedef struct {                /* inputs of a group of examples by row: count[i
     int packed;
 } ByRow;
 
-/* vec: what a register holds. TILE: lines whose sums all stay in registers */
+/* vec: what a register holds. TILE: lines whose sums all stay in registers; HALF_TILE: and another such tile */
 #if defined(__AVX512F__)
 typedef float vec __attribute__((vector_size(64), may_alias));
-enum { TILE = 8 };
+enum { TILE = 8, HALF_TILE = 8 };
 #elif defined(__AVX2__)
 typedef float vec __attribute__((vector_size(32), may_alias));
-enum { TILE = 7 };
+enum { TILE = 7, HALF_TILE = 3 };
 #elif defined(__aarch64__)
 typedef float vec __attribute__((vector_size(16), may_alias));
-enum { TILE = 7 };
+enum { TILE = 7, HALF_TILE = 3 };
 #else
 typedef float vec __attribute__((vector_size(16), may_alias));
-enum { TILE = 3 };
+enum { TILE = 3, HALF_TILE = 1 };
 #endif
 enum { VECS = LINE * sizeof(float) / sizeof(vec) };     /* registers in a line */
 
@@ -109,7 +111,7 @@ enum { SQUARE = sizeof(square) / sizeof(float) };
 /* Does the statement for each tile of `width` floats, the tiles being as even as they can be and TILE lines at most: one of a
    single line would take as long as one of three. In it, j is where the tile starts, and LINES how many lines it has, as a
    constant: the compiler makes a copy of the statement for each, and unrolls its loops. */
-#define IN_TILES(width, ...) IN_TILES_OF(even_tile(width), width, __VA_ARGS__)
+#define IN_TILES(width, ...) IN_TILES_OF(even_tile(width, TILE), width, __VA_ARGS__)
 #define IN_TILES_OF(tile, width, ...) \
     for (ptrdiff_t j = 0, most_lines = (tile); j < (width); j += most_lines * LINE) \
         switch (((width) - j) / LINE < most_lines ? ((width) - j) / LINE : most_lines) { \
@@ -125,8 +127,8 @@ enum { SQUARE = sizeof(square) / sizeof(float) };
 #define ONE_TILE(lines, ...) case lines: { enum { LINES = lines }; __VA_ARGS__; break; }
 
 
-INLINE ptrdiff_t even_tile(ptrdiff_t width) {                                               /* lines of the widest tile */
-    ptrdiff_t lines = width / LINE, n_tiles = (lines + TILE - 1) / TILE;
+INLINE ptrdiff_t even_tile(ptrdiff_t width, ptrdiff_t most) {                               /* lines of the widest tile */
+    ptrdiff_t lines = width / LINE, n_tiles = (lines + most - 1) / most;
     return (lines + n_tiles - 1) / n_tiles;
 }
 
@@ -260,7 +262,7 @@ static inline void forward(const float *rows, ptrdiff_t width, const Sparse *x, 
 INLINE void pass_over_tile(const int lines, const float *rows, ptrdiff_t n_rows, ptrdiff_t stride, const Sparse *x,
                            ptrdiff_t n, float *h, ptrdiff_t width) {
     ptrdiff_t done[GROUP] = {0};        /* entries of each example */
-    ptrdiff_t cached = 3 * x->n < n_rows ? 2 * CACHED : CACHED;         /* where most rows are not even read */
+    ptrdiff_t cached = 3 * x->n < n_rows ? CACHED + CACHED / 2 : CACHED;    /* where most rows are not even read */
     ptrdiff_t row = lines * LINE * sizeof(float), parts = (n_rows * row + cached / 2) / cached;
     int32_t step = (int32_t) (parts > 1 ? (n_rows + parts - 1) / parts : n_rows);
     for (int32_t end = step; end < n_rows + step; end += step)
@@ -404,6 +406,49 @@ INLINE void add_sorted(const int fresh, const ByRow *x, ptrdiff_t n_rows, ptrdif
                             add_entries_tile(LINES, fresh, delta + j, entry, n, target + i * width + j);
                         entry += packed ? n : BUCKET;
                     })
+}
+
+INLINE void dot_sorted_tile(const int lines, const int first, float *row, ptrdiff_t width, const Entry *entry, ptrdiff_t n,
+                            const float *delta, vec *products) {
+    vec held[MOST], total[MOST];
+    EACH(c, lines * VECS)
+        held[c] = total[c] = ((const vec *) row)[c];
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const vec *d = (const vec *) (delta + entry[k].offset * width);
+        vec product[VECS];
+        ROW(d);
+        EACH(c, VECS)
+            product[c] = first ? (vec) {0} : products[k * VECS + c];
+        EACH(c, lines * VECS) {
+            vec v = d[c];
+            KEEP(v);
+            product[c % VECS] = product[c % VECS] + held[c] * v;
+            total[c] = total[c] + entry[k].value * v;
+        }
+        EACH(c, VECS)
+            products[k * VECS + c] = product[c];
+    }
+    EACH(c, lines * VECS)
+        ((vec *) row)[c] = total[c];
+}
+
+/* out[b, i] = rows[i, :width] . delta[b, :width] for the rows i < n_in that each example b uses; then, for all rows,
+   rows[i, :width] += sum_b x_b[i] delta[b, :width]. x are the inputs by row of GROUP examples at most, with their numbers
+   for offsets; delta (n, width), out (n, width_out). */
+static inline void dot_sorted(float *rows, ptrdiff_t n_in, ptrdiff_t width, const ByRow *x, const float *delta, float *out,
+                              ptrdiff_t width_out) {
+    vec products[GROUP * VECS];
+    for (ptrdiff_t i = 0; i <= n_in; i++) {
+        const Entry *entry = x->entry + i * BUCKET;
+        const ptrdiff_t n = x->count[i];
+        float *row = rows + i * width;
+        if (n)
+            IN_TILES_OF(even_tile(width, HALF_TILE), width,
+                        if (j == 0) dot_sorted_tile(LINES, 1, row, width, entry, n, delta, products);
+                        else dot_sorted_tile(LINES, 0, row + j, width, entry, n, delta + j, products))
+        for (ptrdiff_t k = 0; k < n && i < n_in; k++)
+            out[entry[k].offset * width_out + i] = sum_of(products + k * VECS);
+    }
 }
 
 

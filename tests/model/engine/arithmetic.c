@@ -139,8 +139,29 @@ static void stretches(void) {
     PRINT(d);
 }
 
+/* A group's way down through a layer of WIDE rows, each of which some examples use and some do not. */
+static void wide(void) {
+    enum { WIDTH = 9 * LINE, BELOW = 2 * LINE, ROWS = 20, TOGETHER = 7 };
+    Sparse x[TOGETHER];
+    ByRow sorted = {entries, counts, 0};
+    fill(a, MANY, 1), fill(b, MANY, 1), fill(c, MANY, 1);
+    for (int e = 0; e < TOGETHER; e++) {
+        x[e] = (Sparse) {0, of_active[e], active[e]};
+        for (int i = 0; i <= ROWS; i++)
+            if (i == ROWS || (i * 5 + e) % 3) {
+                of_active[e][x[e].n] = i;
+                active[e][x[e].n++] = i == ROWS ? 1 : uniform();
+            }
+    }
+    sort_by_row(x, TOGETHER, ROWS + 1, 1, &sorted);
+    dot_sorted(a, ROWS, WIDTH, &sorted, b, c, BELOW);
+    PRINT(a);
+    PRINT(c);
+}
+
 int main(void) {
     train();
+    wide();
     functions();
     stretches();
     return 0;

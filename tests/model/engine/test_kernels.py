@@ -248,6 +248,26 @@ def test_every_number_of_examples(kernels, case):
         assert distance((flat(s.weights).astype(np.float64) - s.flat()) / STEEP, wanted) <= TOLERANCE, n
 
 
+@pytest.mark.skipif(len(VARIANTS) < 2, reason="one variant runs here")
+@pytest.mark.parametrize("sizes", [(61, 130, 20), (30, 400, 257, 10), (20, 5, 300, 12, 5)])
+def test_wide_layers_have_the_same_bits_in_every_variant(sizes):
+    """Steps of groups, in a Reptile block and outside: rows of one register or many, by whichever way they go down."""
+    found = []
+    for name in VARIANTS:
+        kernels, rng = _compiled.load(name), np.random.default_rng(5)
+        weights, x = random_weights(rng, sizes), rng.normal(0.2, 1, (70, sizes[0])).astype(np.float32)
+        net, examples = kernels.MLP(*weights, 0.1), kernels.Examples(70, sizes[0])
+        examples.put_many(0, x, 0, rng.integers(sizes[-1], size=70).tolist())
+        for n in (4, 11, 64, 70):
+            net.begin_reptile()
+            net.sgd_batch(examples, rng.integers(70, size=n).tolist(), [1 / n] * n)
+            net.end_reptile(0.3)
+            net.sgd_batch(examples, rng.integers(70, size=n).tolist(), [1 / n] * n)
+        found.append(net.weights())
+    assert all_finite(net) and not same(found[0], weights)
+    assert all(same(other, found[0]) for other in found)
+
+
 def test_an_empty_batch(kernels):
     s = Setting(kernels, 2)
     s.net.sgd_batch(s.examples, [])
