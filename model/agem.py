@@ -1,6 +1,6 @@
 """A-GEM: Averaged Gradient Episodic Memory. (Chaudhry et al., "Efficient Lifelong Learning with A-GEM", ICLR 2019)"""
 
-from model.flags import Flag, integer, yes_no
+from model.flags import SHAPE, Flag, integer, yes_no
 from model.learner import Learner, ReplayLearner
 from model.memory import VITTER, PastTasks, Reservoir
 
@@ -13,8 +13,8 @@ class Net(Learner):
 
     flags = (
         *ReplayLearner.flags,
-        Flag("past_only", yes_no, True, "memories of past tasks alone, which enter when a task is over", bare=True),
-        Flag("task_memories", integer(1), 250, "random examples of a task that enter memory when it is over"),
+        Flag("past_only", yes_no, True, "memories are of past tasks alone", role=SHAPE, bare=True),
+        Flag("task_memories", integer(1), 250, "random examples of a task that enter when it is over", role=SHAPE),
     )
 
     def build(self):

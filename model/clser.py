@@ -22,10 +22,10 @@ class Net(Learner):
     flags = (
         *ReplayLearner.flags,
         Flag("reg_weight", number(0), 0.1, "weight of the squared error to the moving averages' outputs"),
-        Flag("plastic_model_update_freq", number(0), 0.9, "how often the plastic average moves, in 0..1"),
-        Flag("plastic_model_alpha", number(0), 0.999, "what of the plastic average stays when it moves, in 0..1"),
-        Flag("stable_model_update_freq", number(0), 0.7, "how often the stable average moves, in 0..1"),
-        Flag("stable_model_alpha", number(0), 0.999, "what of the stable average stays when it moves, in 0..1"),
+        Flag("plastic_model_update_freq", number(0, most=1), 0.9, "chance that the plastic average moves"),
+        Flag("plastic_model_alpha", number(0, most=1), 0.999, "share of the plastic average that stays"),
+        Flag("stable_model_update_freq", number(0, most=1), 0.7, "chance that the stable average moves"),
+        Flag("stable_model_alpha", number(0, most=1), 0.999, "share of the stable average that stays"),
     )
     keeps_logits = True
 

@@ -10,14 +10,14 @@ from model.memory import VITTER, ClassesSeen, Reservoir
 
 
 class Net(Learner):
-    """New examples compete among their own classes, and those not yet seen; drawn ones among all.
+    """New examples compete among their own classes, drawn ones among all.
 
-    Kept from the authors' code: the largest class seen so far competes as well.
+    Kept from the authors' code: from the largest class seen so far upwards all compete as well.
     """
 
     flags = (
         *ReplayLearner.flags,
-        Flag("task_free", yes_no, False, "replay in the first task too, and such a loss", bare=True),
+        Flag("task_free", yes_no, False, "mask and replay in the first task, too", bare=True),
     )
 
     def build(self):

@@ -74,8 +74,8 @@ def integer(least=None, most=MOST):
     return parse
 
 
-def number(least=None, above=None):
-    """Parser of numbers that float32 can hold, that are at least `least`, or greater than `above`."""
+def number(least=None, above=None, most=MOST_NUMBER):
+    """Parser of numbers that float32 can hold, from `least` or above `above` to `most`."""
 
     def parse(text):
         try:
@@ -84,8 +84,8 @@ def number(least=None, above=None):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-        if abs(value) > MOST_NUMBER:
-            raise argparse.ArgumentTypeError(f"{value} is too large: it must be {MOST_NUMBER} or less")
+        if value > most or abs(value) > MOST_NUMBER:
+            raise argparse.ArgumentTypeError(f"{value} is too large: it must be {most} or less")
         if least is not None and value < least:
             raise argparse.ArgumentTypeError(f"{value} is too small: it must be {least} or more")
         if above is not None and value <= above:

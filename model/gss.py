@@ -6,7 +6,7 @@ differences that docs/successors.md names.
 
 import numpy as np
 
-from model.flags import Flag, integer, number
+from model.flags import SHAPE, Flag, integer, number
 from model.learner import Learner, ReplayLearner
 from model.memory import ScoredMemory
 
@@ -23,7 +23,7 @@ class Net(Learner):
     flags = (
         *ReplayLearner.flags,
         Flag("n_iter", integer(1), 3, "times that a minibatch is learned, each time with a replayed one"),
-        Flag("candidates", integer(1), 10, "new examples that apply for memory together"),
+        Flag("candidates", integer(1), 10, "new examples that apply for memory together", role=SHAPE),
         Flag("n_compared", integer(1), 10, "batches of memories with whose gradients new ones are compared"),
         Flag("change_th", number(), 0.0, "memory changes if the candidates' largest cosine is less"),
     )
@@ -63,7 +63,8 @@ class Net(Learner):
     def closest(self, candidates, compared):
         """The largest cosine with a gradient of those compared: of each candidate's, (B,), and of their mean."""
         n = len(compared)
-        gram = self.net.task_gradients([*compared, *([candidate] for candidate in candidates)]).gram()
+        batches = [*compared, *([candidate] for candidate in candidates)]
+        gram = self.net.task_gradients(batches, training=False).gram()
         squares, of_mean = gram.diagonal(), gram[n:, n:].mean()
         cosines = cosine(gram[n:, :n], squares[n:, None], squares[:n])
         return cosines.max(axis=1), cosine(gram[n:, :n].mean(axis=0), of_mean, squares[:n]).max()

@@ -5,7 +5,7 @@ Sync      --sync_update yes                     learns the rates, and goes down 
 C-MAML    --sync_update yes --learn_lr no       rates that stay
 """
 
-from model.flags import MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE, Flag, integer, number, yes_no
+from model.flags import MEMORIES, N_HIDDENS, N_LAYERS, REPLAY_BATCH_SIZE, SHAPE, Flag, integer, number, yes_no
 from model.learner import Learner
 from model.memory import Reservoir, TaskStartReservoir
 
@@ -14,7 +14,8 @@ class Net(Learner):
     """A path of one step for each new example, from each point of which the loss of old and new ones is looked at.
 
     With theta_i = theta_{i-1} - [alpha]+ * grad l(theta_{i-1}; x_i) for x_i of the minibatch, and L the mean over i of
-    the loss at theta_i of draws and the minibatch, alpha goes down dL/dalpha, and then theta_0 down dL/dtheta_0.
+    the loss at theta_i of draws and the minibatch, alpha goes down dL/dalpha, and then theta_0 down dL/dtheta_0, both
+    shortened to grad_clip_norm.
     """
 
     flags = (
@@ -26,7 +27,7 @@ class Net(Learner):
         Flag("sync_update", yes_no, False, "go down with opt_wt, not with the learning rates", bare=True),
         Flag("opt_wt", number(0), 0.1, "learning rate of a --sync_update"),
         Flag("grad_clip_norm", number(above=0), 2.0, "largest norm of the gradient of the weights, and of the rates"),
-        Flag("use_old_task_memory", yes_no, False, "draw from memory as it was when the task began", bare=True),
+        Flag("use_old_task_memory", yes_no, False, "draw from memory as the task found it", role=SHAPE, bare=True),
     )
 
     def build(self):

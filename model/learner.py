@@ -70,7 +70,7 @@ class Learner(ABC):
         return []
 
     def take_loss(self):
-        """The sum of the training losses since the last call; not finite if any was not."""
+        """The sum of the losses of all steps since the last call, tried ones, too; not finite if any was not."""
         return self.engine.take_loss()
 
     def is_finite(self):

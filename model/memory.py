@@ -262,7 +262,8 @@ class TaskStartReservoir:
         self.examples.copy(example, slot)
 
     def state(self):
-        return {name: getattr(self, name) for name in ("task", "n_seen", "held", "old", "free")}
+        old = None if self.old is None else list(self.old)
+        return {"task": self.task, "n_seen": self.n_seen, "held": list(self.held), "old": old, "free": list(self.free)}
 
     def load_state(self, state):
         task, n_seen, held, free = state["task"], int(state["n_seen"]), list(state["held"]), list(state["free"])
@@ -355,6 +356,8 @@ class PastTasks:
 class ScoredMemory:
     """Examples with scores, -1..1: the lower, the likelier they stay. New ones wait until they are n_candidates.
 
+    All candidates enter while there is room for one, so that fewer than n_candidates may be held above the capacity.
+
     size     examples held, at slots first_slot ..; before them lie those that wait, n_waiting of them
     scores   float64 array of those held
     """
@@ -380,12 +383,11 @@ class ScoredMemory:
         return self.size < self.capacity
 
     def add(self, candidates, scores):
-        """Keeps the first of the candidates, as many as there is room for."""
-        room = self.capacity - self.size
-        for candidate in candidates[:room]:
+        """Keeps the candidates."""
+        for candidate in candidates:
             self.examples.copy(candidate, self.first_slot + self.size)
             self.size += 1
-        self.scores = np.concatenate([self.scores, scores[:room]])
+        self.scores = np.concatenate([self.scores, scores])
 
     def compete(self, candidates, scores):
         """Each candidate may replace a memory, drawn with a chance in proportion to its score above the least one.
@@ -401,12 +403,15 @@ class ScoredMemory:
                 self.scores[rival] = score
 
     def state(self):
-        return {"size": self.size, "n_waiting": self.n_waiting, "scores": torch.tensor(self.scores)}
+        scores = torch.tensor(self.scores)
+        return {"n_candidates": self.n_candidates, "size": self.size, "n_waiting": self.n_waiting, "scores": scores}
 
     def load_state(self, state):
-        size, n_waiting = int(state["size"]), int(state["n_waiting"])
-        if not (0 <= size <= self.capacity and 0 <= n_waiting < self.n_candidates):
-            raise ValueError(f"{size} memories in a memory of {self.capacity}, {n_waiting} of {self.n_candidates} wait")
+        size, n_waiting, n_candidates = int(state["size"]), int(state["n_waiting"]), int(state["n_candidates"])
+        if n_candidates != self.n_candidates:
+            raise ValueError(f"{n_candidates} candidates wait together, not {self.n_candidates}")
+        if not (0 <= size < self.capacity + n_candidates and 0 <= n_waiting < n_candidates):
+            raise ValueError(f"{size} memories in a memory of {self.capacity}, {n_waiting} of {n_candidates} wait")
         scores = state["scores"].double()
         if scores.shape != (size,) or not bool((scores.abs() <= 1.001).all()):
             raise ValueError(f"scores of {size} memories that are none")
@@ -492,8 +497,42 @@ class FirstExamples:
         self.task, self.size = task, size
 
 
+class LeastLosses:
+    """The least loss that the example at each place of a reservoir has had; infinite before it had any.
+
+    least   float32 array, of as many places as were ever reached
+    """
+
+    def __init__(self, capacity):
+        self.capacity, self.least = capacity, np.empty(0, np.float32)
+
+    def lower(self, places, losses):
+        """(B,) the least losses at these places now that they have had these."""
+        self._reach(places)
+        self.least[places] = np.minimum(self.least[places], losses)
+        return self.least[places]
+
+    def forget(self, places):
+        """They hold other examples now."""
+        self._reach(places)
+        self.least[places] = np.inf
+
+    def _reach(self, places):
+        more = reached(places, len(self.least), self.capacity) - len(self.least)
+        self.least = np.pad(self.least, (0, more), constant_values=np.inf)
+
+    def state(self):
+        return {"least": torch.tensor(self.least)}
+
+    def load_state(self, state):
+        least = state["least"].to(torch.float32, copy=True).numpy()
+        if least.ndim != 1 or len(least) > self.capacity or np.isnan(least).any():
+            raise ValueError(f"least losses {least.shape} of {self.capacity} memories that are none")
+        self.least = least
+
+
 class OldLogits:
-    """What a network once gave out for the example at each place of a reservoir: n_outputs numbers, 0 at first.
+    """What a network once gave out for the example at each place of a list: n_outputs numbers, 0 at first.
 
     logits   (as many places as were ever reached, n_outputs)
     """
@@ -501,20 +540,14 @@ class OldLogits:
     def __init__(self, capacity, n_outputs):
         self.capacity, self.logits = capacity, torch.zeros(0, n_outputs)
 
-    def losses(self, places, labels):
-        """(B,) float32 array: the cross-entropy of the logits at these places."""
-        self._reach(places)
-        return F.cross_entropy(self.logits[places], torch.tensor(labels), reduction="none").numpy()
-
-    def forget(self, places):
-        """They hold other examples now."""
-        self._reach(places)
-        self.logits[places] = 0
-
-    def _reach(self, places):
-        needed, there = max(places, default=-1) + 1, len(self.logits)
-        if needed > there:
-            self.logits = F.pad(self.logits, (0, 0, 0, max(needed, min(2 * there, self.capacity)) - there))
+    def lower(self, places, losses, outputs, labels):
+        """(B,) these losses or those of the logits at these places, which outputs of less loss replace."""
+        more = reached(places, len(self.logits), self.capacity) - len(self.logits)
+        self.logits = F.pad(self.logits, (0, 0, 0, more))
+        old = F.cross_entropy(self.logits[places], torch.tensor(labels), reduction="none").numpy()
+        for i in np.flatnonzero(losses < old):
+            self.logits[places[i]] = torch.from_numpy(outputs[i])
+        return np.minimum(losses, old)
 
     def state(self):
         return {"logits": self.logits.clone()}
@@ -524,6 +557,12 @@ class OldLogits:
         if n > self.capacity or width != self.logits.shape[1]:
             raise ValueError(f"old logits {n} x {width} for {self.capacity} x {self.logits.shape[1]}")
         self.logits = state["logits"].to(torch.float32, copy=True)
+
+
+def reached(places, there, capacity):
+    """The places that there is to be room for, which there is for `there`: more than are needed, unless that is all."""
+    needed = max(places, default=-1) + 1
+    return max(needed, min(2 * there, capacity)) if needed > there else there
 
 
 class ClassesSeen:

@@ -426,7 +426,7 @@ def er_ace(stream, sizes, h):
 
 def mir(stream, sizes, h):
     layers, optimizer = one_net(sizes, h)
-    memory, count, old = [], 0, torch.zeros(h.memories, sizes[1])
+    memory, count, old, best = [], 0, torch.zeros(h.memories, sizes[1]), [math.inf] * h.memories
     for t, x, y in stream:
         for _ in range(h.disc_iters):
             eligible = [place for place, example in enumerate(memory) if example[2] != t]
@@ -438,10 +438,12 @@ def mir(stream, sizes, h):
                 with torch.no_grad():
                     logits = outputs(layers, x2)
                     before = F.cross_entropy(logits, y2, reduction="none")
-                    if h.compare_to_old_logits != "no":
-                        where = positions if h.compare_to_old_logits == "by_place" else places
-                        least = F.cross_entropy(old[where], y2, reduction="none")
-                        for i, place in enumerate(where):
+                    if h.compare_to_old_logits == "yes":
+                        for i, place in enumerate(places):
+                            before[i] = best[place] = min(best[place], float(before[i]))
+                    if h.compare_to_old_logits == "by_place":
+                        least = F.cross_entropy(old[positions], y2, reduction="none")
+                        for i, place in enumerate(positions):
                             if before[i] < least[i]:
                                 old[place] = logits[i]
                         before = torch.minimum(before, least)
@@ -464,8 +466,7 @@ def mir(stream, sizes, h):
                 place = random.randint(0, before - 1)
             if place < h.memories:
                 memory[place] = (x_i, y_i, t)
-                if h.compare_to_old_logits == "yes":
-                    old[place] = 0
+                best[place] = math.inf
     return named(layers)
 
 
@@ -590,10 +591,9 @@ def gss(stream, sizes, h):
                 max(float(F.cosine_similarity(gradient(one), d, dim=0)) for d in directions) if directions else 0.1
                 for one in ([example] for example in waiting)
             ]
-            room = h.memories - len(memory)
-            if room > 0:
-                memory += waiting[:room]
-                scores += closest[:room]
+            if len(memory) < h.memories:
+                memory += waiting
+                scores += closest
             elif max(float(F.cosine_similarity(gradient(waiting), d, dim=0)) for d in directions) < h.change_th:
                 least, most = min(scores), max(scores)
                 rivals = choose([(score - least) / (most - least + 0.01) for score in scores], len(waiting))

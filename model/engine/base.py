@@ -78,8 +78,11 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def task_gradients(self, batches):
-        """TaskGradients of the mean loss of each batch."""
+    def task_gradients(self, batches, training=True):
+        """TaskGradients of the mean loss of each batch.
+
+        Not for training: batch norm and dropout as in evaluation, and no training loss is added up.
+        """
 
     @abstractmethod
     def descend(self, gradient):

@@ -180,10 +180,11 @@ class NativeNetwork(base.Network):
     def gradient_products(self, examples, batch):
         return self.mlp.task_gradients(examples.compiled, [[slot] for slot in batch], factored=True).gram()
 
-    def task_gradients(self, batches):
+    def task_gradients(self, batches, training=True):
         engine = self.engine
         compiled = self.mlp.task_gradients(self.examples.compiled, batches, engine.pool, engine.threads)
-        engine.add_loss(compiled.loss)
+        if training:
+            engine.add_loss(compiled.loss)
         return NativeTaskGradients(compiled)
 
     def descend(self, gradient):

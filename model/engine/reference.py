@@ -50,9 +50,9 @@ class ReferenceNetwork(base.Network):
 
     # losses
 
-    def mean_loss(self, batch):
+    def mean_loss(self, batch, training=True):
         """The mean loss of a batch, that can be differentiated."""
-        self.module.train()
+        self.module.train(training)
         x, y, tasks = self.examples.get(batch)
         return self._loss(self._outputs(x, tasks), y, tasks)
 
@@ -164,9 +164,10 @@ class ReferenceNetwork(base.Network):
 
     # gradients
 
-    def gradient(self, batch):
-        loss = self.mean_loss(batch)
-        self.engine.add_loss(loss)
+    def gradient(self, batch, training=True):
+        loss = self.mean_loss(batch, training)
+        if training:
+            self.engine.add_loss(loss)
         return torch.cat([g.flatten() for g in self.gradients(loss)])
 
     def gradients(self, loss):
@@ -188,8 +189,8 @@ class ReferenceNetwork(base.Network):
         G = torch.stack(rows).double()
         return (G @ G.T).numpy()
 
-    def task_gradients(self, batches):
-        return ReferenceTaskGradients(torch.stack([self.gradient(batch) for batch in batches], dim=1))
+    def task_gradients(self, batches, training=True):
+        return ReferenceTaskGradients(torch.stack([self.gradient(batch, training) for batch in batches], dim=1))
 
     def split(self, flat):
         """(P,) numbers as a list of tensors, one for each parameter."""

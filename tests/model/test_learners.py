@@ -12,6 +12,7 @@ from conftest import GOLDEN, toy_examples
 
 import model
 from model import engine
+from model.flags import SHAPE
 from model.learner import Learner
 
 SIZES = D, C, T = 12, 3, 3
@@ -108,11 +109,15 @@ SOME = {
         {"change_th": 2.0, "memories": 4},
         {"change_th": 2.0, "memories": 5, "candidates": 3, "batch_size": 4},
         {"change_th": 2.0, "memories": 1, "candidates": 3, "n_iter": 1, "n_compared": 1},
+        {"change_th": 2.0, "memories": 9, "candidates": 4, "batch_size": 2},
         {"change_th": -1.0, "candidates": 50},
     ],
     "mer_minibatch": [*SOME_REPLAY, {"reptile_every": 1}, {"reptile_every": 4, "batch_size": 4}, {"gamma": 0.0}],
 }
 CASES = [(name, change) for name in FLAGS for change in ALL + SOME.get(name, [])]
+
+
+STREAM = ("order", "batch_size", "same")
 
 
 def stream_of(order=(0, 1, 2), batch_size=1, same=False, per_task=10, generator_seed=3):
@@ -145,7 +150,7 @@ def text(case):
 @pytest.mark.parametrize("case", CASES, ids=text)
 def test_learner_is_its_literal_loop(case, kind, make_learner):
     name, change = case
-    about_stream = {key: value for key, value in change.items() if key in ("order", "batch_size", "same")}
+    about_stream = {key: value for key, value in change.items() if key in STREAM}
     flags = {**FLAGS[name], **{key: value for key, value in change.items() if key not in about_stream}}
     stream = stream_of(**about_stream)
 
@@ -163,6 +168,38 @@ def test_learner_is_its_literal_loop(case, kind, make_learner):
             assert torch.equal(found[key], wanted[key]), f"{key}: {(found[key] - wanted[key]).abs().max()}"
         else:
             torch.testing.assert_close(found[key], wanted[key], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", engine.ENGINES)
+@pytest.mark.parametrize("case", [(name, {}) for name in FLAGS] + [(n, c) for n in SOME for c in SOME[n]], ids=text)
+def test_goes_on_from_a_state_that_stayed_in_memory(case, kind, make_learner):
+    """Whatever its flags: back to where it was, and a new learner to there, while the first has long learned on."""
+    name, change = case
+    flags = {key: value for key, value in {**FLAGS[name], **change}.items() if key not in STREAM}
+    stream = stream_of(order=change.get("order", (0, 1, 2)), batch_size=3)
+    learner, other = (make_learner(name, {**flags, "engine": kind, "batch_size": 3}, SIZES, seed=i) for i in (1, 2))
+    learn(learner, stream[:6])
+    state = learner.state()
+    wanted = weights_of(learn(learner, stream[6:]))
+    for again in (learner, other):
+        again.load_state(state)
+        assert same(weights_of(learn(again, stream[6:])), wanted)
+
+
+@pytest.mark.parametrize("kind", engine.ENGINES)
+@pytest.mark.parametrize("case", [(n, c) for n in SOME for c in SOME[n]], ids=text)
+def test_a_state_suits_other_flags_unless_they_say_not(case, kind, make_learner):
+    """--start_from gives a learner another's state: all that it holds is still there, and it learns on."""
+    name, change = case
+    shape = {flag.name for flag in model.load(name).flags if flag.role == SHAPE} | {*STREAM}
+    stream, common = stream_of(batch_size=3), {"engine": kind, "batch_size": 3}
+    first = learn(make_learner(name, {**FLAGS[name], **common}, SIZES), stream[:6])
+    other = {key: value for key, value in change.items() if key not in shape}
+    second = make_learner(name, {**FLAGS[name], **other, **common}, SIZES, seed=2)
+    second.load_state(first.state())
+    assert same(weights_of(second), weights_of(first))
+    assert second.examples.state()["slots"] == first.examples.state()["slots"]
+    learn(second, stream[6:])
 
 
 def test_every_learner_of_the_paper_has_a_literal_loop():

@@ -4,12 +4,14 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from model.engine import _draws
 from model.memory import (
     ALJUNDI,
     RIEMER,
     VITTER,
+    LeastLosses,
     PastTasks,
     Reservoir,
     ScoredMemory,
@@ -359,15 +361,16 @@ def test_a_scored_memory_fills_up_and_then_lets_low_scores_win():
         assert waiting == ([1, 2] if example == 1 else [])
         if waiting:
             memory.add(waiting, [0.5, -1.0])
-    memory.add([1, 2], [1.0, 0.0])  # room for one
-    assert not memory.has_room() and memory.scores.tolist() == [0.5, -1.0, 1.0]
-    assert [examples.at[slot] for slot in (3, 4, 5)] == [0, 1, 2] and memory.n_waiting == 1
-    found = memory.batches(2)
-    assert [len(batch) for batch in found] == [2, 1] and sorted(sum(found, [])) == [3, 4, 5]
+    assert memory.has_room()
+    memory.add([1, 2], [1.0, -1.0])  # there was room for one, so both enter
+    assert not memory.has_room() and memory.scores.tolist() == [0.5, -1.0, 1.0, -1.0]
+    assert [examples.at[slot] for slot in (3, 4, 5, 6)] == [0, 1, 2, 1] and memory.n_waiting == 1
+    found = memory.batches(3)
+    assert [len(batch) for batch in found] == [3, 1] and sorted(sum(found, [])) == [3, 4, 5, 6]
     examples.at |= {1: "a", 2: "b"}
-    memory.compete([1, 2], [-1.0, -1.0])  # sure wins; the least score has no rival
+    memory.compete([1, 2], [-1.0, -1.0])  # sure wins; the least scores have no rival
     assert examples.at[4] == 1 and {examples.at[3], examples.at[5]} == {"a", "b"}
-    assert memory.scores.tolist() == [-1.0] * 3
+    assert memory.scores.tolist() == [-1.0] * 4
 
 
 def test_a_scored_memory_replaces_with_the_chance_that_the_scores_give():
@@ -393,7 +396,8 @@ def test_a_scored_memory_goes_on_from_its_state_and_refuses_what_is_none():
     assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
     scores = state["scores"]
     for change in (
-        {"size": 4, "scores": scores[[0, 0, 0, 0]]},
+        {"size": 7, "scores": scores[[0] * 7]},
+        {"n_candidates": 5},
         {"size": 1},
         {"n_waiting": 4},
         {"scores": 9 * scores},
@@ -402,6 +406,23 @@ def test_a_scored_memory_goes_on_from_its_state_and_refuses_what_is_none():
         with pytest.raises(ValueError):
             other.load_state(state | change)
     assert (other.size, other.n_waiting, other.scores.tolist()) == (2, 1, [0.1, 0.2])
+
+
+# what a memory's examples once gave
+
+
+def test_least_losses_are_of_the_example_that_is_there():
+    losses = LeastLosses(1000)
+    assert losses.lower([2, 0], np.float32([3, 5])).tolist() == [3, 5]  # none is infinite
+    assert losses.lower([0, 2], np.float32([9, 1])).tolist() == [5, 1]
+    losses.forget([2, 7])
+    assert losses.lower([2, 0, 7, 999], np.float32([8, 6, 7, 4])).tolist() == [8, 5, 7, 4]
+    other = LeastLosses(1000)
+    other.load_state(losses.state())
+    assert other.lower([0, 2, 3], np.float32([6, 9, 2])).tolist() == [5, 8, 2]
+    for least in (torch.zeros(1001), torch.zeros(2, 2), torch.tensor([np.nan])):
+        with pytest.raises(ValueError):
+            other.load_state({"least": least})
 
 
 # the rings
