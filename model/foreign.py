@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from errors import UserError, one_line, text_of
+from model import networks
 from model.attributes import Walk, article, restore
 from model.declared import pip_name
 from model.flags import Flag
@@ -29,7 +30,18 @@ NO_FLAG = r"'Namespace' object has no attribute '(\w+)'"
 
 
 class LearnerFailed(Exception):
-    """A foreign learner's own code failed. The message names its file, what it raised, where, and what may help."""
+    """A learner's own code failed. The message names its file, what it raised, where, and what may help."""
+
+
+def failure(learner, method, error):
+    """The LearnerFailed that says what a method of a model.learner.Learner raised."""
+    if isinstance(error, LearnerFailed | networks.NetworkFailed):
+        return error
+    file = sys.modules[type(learner).__module__]
+    name = file.__name__.replace(".", "/") + ".py"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = _place(error, file, name) or f" ({os.path.basename(last.filename)}, line {last.lineno}: {last.line})"
+    return LearnerFailed(f"{name}: its {method} raised {type(error).__name__}: {one_line(error)}{place}")
 
 
 def import_net(name):
@@ -164,7 +176,7 @@ class Foreign:
             self.module.observe(x.to(self.device), t, y.to(self.device))
 
     def forward(self, x, t):
-        """(B, C) outputs, of the module in evaluation mode."""
+        """(B, C) outputs, of the module in evaluation mode; MASKED for classes that are not the task's."""
         with self._guarded("forward"):
             _method(self.module, "train")(self.module, False)
             outputs = self.module(x.to(self.device), t)
@@ -178,7 +190,10 @@ class Foreign:
                 f"{self.name}: its forward returned a {outputs.dtype} tensor of {tuple(outputs.shape)} for {len(x)} "
                 f"examples, and must return floats of ({len(x)}, {self.n_outputs})"
             )
-        return outputs
+        ranges = self.args.class_ranges
+        if ranges is None or outputs.shape[1] != self.n_outputs:
+            return outputs
+        return networks.masked(outputs, [t] * len(outputs), ranges)
 
     def __call__(self, x, t):
         return self.forward(x, t)
@@ -266,6 +281,10 @@ class Foreign:
         order = self._order()
         if order:
             remarks.append(f"note: {self.name}: {order}")
+        if self.args.class_ranges:
+            remarks.append(
+                f"note: {self.name} decides which classes compete in training (args.class_ranges: each task's)"
+            )
         why = self.why_no_state()
         if why:
             remarks.append(f"note: {why}; there will be no checkpoint of it, and no .state to start from")

@@ -21,7 +21,9 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from disk.resources import n_usable_cores
@@ -58,6 +60,7 @@ STYLE_SHEET = "@media screen and (prefers-color-scheme: dark) {{ {} }}".format(
     )
 )
 WIDTH, PANELS_WIDE, PANEL = 11.0, 3, 3.0  # inches, panels in a row, a panel's height
+MOST_OF_NAME = 1.7  # inches of a learner's name, which is of any length, beside a bar or in a legend
 STYLE = {
     "font.size": 9,
     "text.color": INK,
@@ -187,7 +190,8 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
     """(figure, n axes, columns): panels, at most `wide` in a row, below a legend of these labels."""
     columns = min(n, wide)
     rows, width = -(-n // columns), WIDTH if columns > 1 else 0.64 * WIDTH
-    per_row = int(width / 1.2)
+    names = [fitted(label, MOST_OF_NAME) for label in labels]
+    per_row = int(width / max(1.2, 0.65 + max(map(_inches, names), default=0)))
     legend_rows = -(-len(labels) // per_row)
     figure = Figure(figsize=(width, rows * (PANEL + 0.62) + 0.2 * legend_rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -197,7 +201,7 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
         axis.xaxis.set_tick_params(labelbottom=True)
     if labels:
         figure.legend(
-            handles=[Line2D([], [], label=label, **look[label]) for label in labels],
+            handles=[Line2D([], [], label=name, **look[label]) for name, label in zip(names, labels, strict=True)],
             loc="outside upper left",
             ncols=-(-len(labels) // legend_rows),
             handlelength=2.6,
@@ -205,6 +209,25 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
             fontsize=9,
         )
     return figure, list(axes.flat[:n]), columns
+
+
+def _inches(text, size=9.0, weight="normal"):
+    return (
+        TextPath((0, 0), text.replace("$", "S"), prop=FontProperties(size=size, weight=weight)).get_extents().width / 72
+    )
+
+
+def fitted(text, inches, size=9.0, weight="normal"):
+    """The text, shortened in its middle where it would be wider."""
+    wide = _inches(text, size, weight)
+    if wide <= inches:
+        return text
+    n = max(2, int(len(text) * inches / wide) - 1)
+    return text[: n - n // 2].rstrip() + "…" + text[-(n // 2) :].lstrip()
+
+
+def _title(axis, text, inches, size=9.5):
+    axis.set_title(fitted(text, inches, size, "bold"), fontsize=size)
 
 
 def _in_percent(value, _):
@@ -277,7 +300,7 @@ def bars(experiments, look):
         axis.axvline(0, color=MUTED, linewidth=0.8)
     axes[0].set_ylim(at - 0.6, -0.7)
     exact = [f" ({it.memory})" if it.memory != shelf.get(it.memory) else "" for _, it in places]
-    ticks += [(place, it.label + size) for (place, it), size in zip(places, exact, strict=True)]
+    ticks += [(place, fitted(it.label, MOST_OF_NAME) + size) for (place, it), size in zip(places, exact, strict=True)]
     axes[0].set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=8.5)
     for tick in axes[0].get_yticklabels()[:headings]:
         tick.set_fontweight("bold")
@@ -313,10 +336,10 @@ def _evolution(experiments, look, y_label, value):
         for it in members:
             _curve(axis, it, look, *mean_curve(it.runs, value))
         axis.set_xlim(0, max(it.runs[0].n_tasks for it in members))
-        axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_xlabel("tasks learned")
         _percent(axis.yaxis, y_label if place % columns == 0 else "")
+    axes[0].set_ylim(0, None)  # at last: from then on the panels, which share it, don't make room for what is drawn
     return figure, *(["Learners without a memory to size stand in every panel."] if len(panels) > len(groups) else [])
 
 
@@ -362,7 +385,7 @@ def task_curves(experiments, look):
         for turn, it in enumerate(members):
             axis = line[sized.index(it.label) if it.memory else turn]
             unused.discard(axis)
-            _one_panel_of_curves(axis, it)
+            _one_panel_of_curves(axis, it, 0.77 * figure.get_figwidth() / columns)
     axes[0, 0].set_xlim(0, n_tasks)
     axes[0, 0].set_ylim(0, 1)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -379,7 +402,7 @@ def task_curves(experiments, look):
     return figure, "Of every task." if step == 1 else f"Of tasks 1, {1 + step}, {1 + 2 * step} and so on."
 
 
-def _one_panel_of_curves(axis, it):
+def _one_panel_of_curves(axis, it, inches):
     position, mean, _ = mean_curve(it.runs, lambda run: run.accuracies)
     tasks = range(0, mean.shape[1], -(-mean.shape[1] // MOST_CURVES))
     thin = np.unique(np.linspace(0, len(position) - 1, min(MOST_POINTS, len(position))).round().astype(int))
@@ -390,7 +413,9 @@ def _one_panel_of_curves(axis, it):
         lines.append(np.column_stack((position[rows], mean[rows, task])))
     colours = [TASKS_LIGHT[task * MOST_CURVES // len(mean.T)] for task in tasks]
     axis.add_collection(LineCollection(lines, colors=colours, linewidths=[1.7] + [0.8] * (len(lines) - 1)))
-    axis.set_title(f"{it.label}" + (f" · {it.memory}" if it.memory else ""), fontsize=8.5, pad=3)
+    memories = f" · {it.memory}" if it.memory else ""
+    name = fitted(it.label, inches - _inches(memories, 8.5, "bold"), 8.5, "bold")
+    axis.set_title(name + memories, fontsize=8.5, pad=3)
 
 
 def memory(experiments, look):
@@ -451,7 +476,7 @@ def _against(experiments, look, x_label):
     figure, axes, columns = _grid(len(names), look, _labels(experiments))
     for place, (axis, data) in enumerate(zip(axes, names, strict=True)):
         here = sorted((it for it in experiments if it.data == data), key=lambda it: it.memory or 0)
-        axis.set_title(data)
+        _title(axis, data, 0.85 * figure.get_figwidth() / columns)
         axis.set_xlabel(x_label)
         _percent(axis.yaxis, "retained accuracy, RA (%)" if place % columns == 0 else "")
         mine = {label: [it for it in here if it.label == label] for label in _labels(experiments)}
@@ -500,7 +525,7 @@ def alignment_matrix(experiments):
     most = max(np.nan_to_num(np.abs(apart)).max(initial=0), 0.01)
     for place, (axis, it, mean) in enumerate(zip(axes, experiments, means, strict=True)):
         image = axis.imshow(mean, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
-        axis.set_title(it.label + (f" · {it.memory}" if it.memory else ""))
+        _title(axis, it.label + (f" · {it.memory}" if it.memory else ""), 0.75 * figure.get_figwidth() / columns)
         ticks = np.unique(np.linspace(1, len(mean), min(len(mean), 5)).round().astype(int))
         axis.set_xticks(ticks - 1, ticks)
         axis.set_yticks(ticks - 1, ticks)
@@ -539,7 +564,7 @@ def accuracy_matrix(run):
     axis.set_xlabel("accuracy on task")
     axis.set_ylabel("after learning task")
     seed = "seed unknown" if run.seed is None else f"seed {run.seed}"
-    axis.set_title(f"{run.model} on {run.data_file}, {seed}: RA {100 * run.RA:.2f} %")
+    _title(axis, f"{run.model} on {run.data_file}, {seed}: RA {100 * run.RA:.2f} %", 0.8 * figure.get_figwidth())
     scale = figure.colorbar(image, pad=0.02, aspect=40, label="%", format=FuncFormatter(_in_percent))
     scale.outline.set_visible(False)
     return figure, f"Run {run.name}."

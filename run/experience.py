@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 
+from model import foreign
 from run.evaluation import Evaluation
 
 MOST_PENDING = 2  # evaluations under way: each holds a copy of the weights
@@ -53,7 +54,10 @@ class Experience:
                 self.current = batch.current
             train = self.tasks[batch.t].train
             x, y = train.inputs(batch.indices), torch.from_numpy(train.labels[batch.indices])
-            self.learner.observe(x, self.first_task + batch.t, y)
+            try:
+                self.learner.observe(x, self.first_task + batch.t, y)
+            except Exception as error:
+                raise foreign.failure(self.learner, "observe", error) from error
             self.next_minibatch, self.seen = batch.number + 1, batch.first + len(batch.indices)
             self._check_finite(batch)
             yield batch
@@ -64,7 +68,10 @@ class Experience:
     def evaluate(self):
         """Has the learner evaluated as it is now."""
         begin = time.perf_counter()
-        self.evaluations.append(self.evaluator.evaluate(self.learner))
+        try:
+            self.evaluations.append(self.evaluator.evaluate(self.learner))
+        except Exception as error:
+            raise foreign.failure(self.learner, "forward", error) from error
         if self.alignment:
             seen = self.stream.order[: self.stream.order.index(self.current) + 1]
             self.alignment.measure([*self.earlier_tasks, *(self.first_task + t for t in seen)])

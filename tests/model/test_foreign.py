@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT
 from strangers import copy_with, run
 
+import tasks
+
 GEM_STYLE = """
 import torch
 from torch.autograd import Variable
@@ -105,6 +107,28 @@ class Net(Learner):
             self.net.sgd(batch)
 '''
 
+FAILING = OWN_FLAGS.replace("haste", "speed").replace(
+    "        with", "        if t:\n            raise RuntimeError('it is one')\n        with"
+)
+
+# whatever it sees, it says class 3, and class 1 rather than 0
+STUBBORN = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, n_inputs, n_outputs, n_tasks, args):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        assert args.class_ranges in (None, [(0, 2), (2, 4)])
+
+    def forward(self, x, t):
+        return self.scores.expand(len(x), 4)
+
+    def observe(self, x, t, y):
+        pass
+"""
+
 BROKEN = "import no_such_package\n\n\nclass Net:\n    pass\n"
 
 TINY = ["--n_hiddens", "6", "--lr", "0.1", "--log_every", "5", "--threads", "1", "--samples_per_task", "8"]
@@ -123,6 +147,7 @@ def results(tmp_path_factory):
     """{name: what main.py did} of all command lines, in one process of a copy of the program with more learners."""
     folder = tmp_path_factory.mktemp("copy")
     learners = {"gemstyle": GEM_STYLE, "absolute": ABSOLUTE, "ownflags": OWN_FLAGS, "broken": BROKEN}
+    learners |= {"failing": FAILING, "stubborn": STUBBORN}
     example, source = readme_learner()
     if example:
         learners[example] = source
@@ -135,6 +160,8 @@ def results(tmp_path_factory):
             for _ in ("train", "test")
         ]
         torch.save(splits, folder / "data" / name)
+    pairs = [(torch.rand(9, 12, generator=generator), torch.arange(9) % 2 + 2 * t) for t in range(2)]
+    tasks.save(folder / "data" / "split.npz", pairs, pairs)
     vectors, images = (["--data_file", name, *TINY] for name in ("vectors.pt", "cifar100.pt"))
     lines = {
         "help": ["--help"],
@@ -149,6 +176,9 @@ def results(tmp_path_factory):
         "ownflags 1": [*vectors, "--model", "ownflags", "--haste", "1", "--engine", "reference"],
         "ownflags nan": [*vectors, "--model", "ownflags", "--haste", "nan"],
         "broken": [*vectors, "--model", "broken"],
+        "failing": [*vectors, "--model", "failing"],
+        "stubborn": ["--data_file", "split.npz", *TINY, "--model", "stubborn"],
+        "stubborn class": ["--data_file", "split.npz", *TINY, "--model", "stubborn", "--scenario", "class"],
     }
     if example:
         for kind in ("auto", "reference"):
@@ -199,6 +229,27 @@ def test_new_flags_are_read(results, load_result):
     assert not same_weights(weights["absolute"], weights["absolute 1"])
     assert results["ownflags nan"].code == 2
     assert "--haste: 'nan' is not a finite number" in results["ownflags nan"].err
+
+
+def test_a_learner_of_ours_that_fails_leaves_what_came_before(results):
+    found = results["failing"]
+    about = json.loads(found.files[".json"].read_text())
+    assert found.code == 1 and "Traceback" not in found.err
+    assert about["status"] == "failed" and about["failure"] in found.err
+    assert re.fullmatch(
+        r"model/failing\.py: its observe raised RuntimeError: it is one \(line \d+: .*\); after 8 examples",
+        about["failure"],
+    )
+    assert len(about["result_a"]) == 3
+
+
+def test_classes_of_a_task_compete_alone_at_test_whoever_learns(results, load_result):
+    """It always says the last class of all, or of the task, of which are 4 of its 9 examples (8 are scored)."""
+    for name, wanted in (("stubborn", [4 / 9, 4 / 9]), ("stubborn class", [0, 4 / 9])):
+        assert results[name].code == 0, results[name].err
+        assert load_result(results[name].files[".pt"])[1][-1].tolist() == pytest.approx(wanted)
+    assert "model/stubborn.py decides which classes compete in training" in results["stubborn"].err
+    assert "decides" not in results["stubborn class"].err
 
 
 def test_a_broken_learner_harms_nobody_else(results):

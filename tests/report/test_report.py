@@ -22,6 +22,7 @@ import pytest
 import result_factory as factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
 import metrics
 import report
@@ -314,6 +315,48 @@ def test_mean_curves_interpolate_where_runs_were_evaluated_elsewhere(tmp_path):
     np.testing.assert_allclose(mean, (coarse.accuracies + shared) / 2, atol=1e-6)
     np.testing.assert_allclose(std, np.abs(coarse.accuracies - shared) / math.sqrt(2), atol=1e-6)
     np.testing.assert_allclose(figures.mean_curve(runs, lambda run: run.accuracies[:, 0])[1], mean[:, 0], atol=1e-6)
+
+
+# -- what is drawn
+
+
+def drawn_of(found, name):
+    """The figure of one of the functions of report.figures."""
+    made = getattr(figures, name)(found, figures.looks(found))
+    return made[0] if isinstance(made, tuple) else made
+
+
+@pytest.mark.parametrize("name", ["first_task", "seen_tasks"])
+def test_no_curve_leaves_its_panel(tmp_path, name):
+    """With the best ones in the last panel."""
+    for memory, model in ((20, "eralg4"), (500, "eralg5"), (5120, "meralg1")):
+        factory.write_json(tmp_path, small(model, memory=memory, n_tasks=9))
+    axes = drawn_of(found_in(tmp_path)[0], name).axes
+    assert len(axes) > 1
+    for axis in axes:
+        low, high = axis.get_ylim()
+        assert low == 0 and all(line.get_ydata().max() <= high for line in axis.lines) and axis.lines
+
+
+@pytest.mark.parametrize("n_names", [2, 9])
+@pytest.mark.parametrize("name", ["bars", "first_task", "seen_tasks", "task_curves", "memory", "seconds"])
+def test_names_of_any_length_have_their_place(tmp_path, name, n_names):
+    for i in range(n_names):
+        for memory in (200, 500):
+            saved = small("gem", memory=memory, seed=i)
+            saved["model"] = saved["args"]["model"] = f"my_own_variant_of_replay_with_a_very_long_name_{i}"
+            factory.write_json(tmp_path / str(i), saved)
+    with figures.matplotlib.rc_context(figures.STYLE):
+        figure = drawn_of(found_in(tmp_path)[0], name)
+        figure.draw_without_rendering()
+        texts = [text for axis in figure.axes for text in axis.get_children() if isinstance(text, Text)]
+        texts += [text for axis in figure.axes for text in axis.get_yticklabels()]
+        texts += [text for legend in figure.legends for text in legend.get_texts()]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert sum(f"_{n_names - 1}" in text.get_text() for text in texts) >= 1
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1, texts[i]
+        assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 # -- damaged and foreign files
