@@ -109,10 +109,12 @@ python main.py --model meralg7     $many --memories 500 --lr 0.03 --gamma 0.03 -
 LIST
 }
 
-if [ "${1:-}" = --experiments ]; then
-  experiments
-  exit
-fi
+for word in "$@"; do
+  case "$word" in
+    --experiments) experiments && exit ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' mer_examples.sh ;;
+  esac
+done
 
 for python in .venv/bin/python python3 python; do
   if command -v "$python" >/dev/null; then break; fi

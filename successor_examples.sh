@@ -12,8 +12,19 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+mode=experiments prints="" words=()
+for word in "$@"; do
+  case "$word" in
+    --tune) mode=points && words+=("$word") ;;
+    --alignment | --chosen) mode=${word#--} ;;
+    --experiments) prints=yes ;;
+    *) words+=("$word") ;;
+  esac
+  case "$word" in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' successor_examples.sh ;; esac
+done
+
 kept="--log_every 500"
-case "${1:-}" in --tune | --chosen) kept="--log_every 1000000 --keep_state no" ;; esac # only the last evaluation counts
+case "$mode" in points | chosen) kept="--log_every 1000000 --keep_state no" ;; esac # only the last evaluation counts
 shared="--n_layers 2 --n_hiddens 100 --batch_size 1 $kept --cuda no"
 rotations="--data_file mnist_rotations.pt --samples_per_task 1000 $shared"
 permutations="--data_file mnist_permutations.pt --samples_per_task 1000 $shared"
@@ -223,17 +234,10 @@ LIST
 }
 
 python=$(for python in .venv/bin/python python3 python; do command -v "$python" && break; done)
-mode=experiments
-case "${1:-}" in
-  --tune) mode=points ;;
-  --alignment) mode=alignment && shift ;;
-  --chosen)
-    chosen "${@:2}"
-    exit
-    ;;
-esac
-if [ "${!#}" = --experiments ]; then
+if [ "$mode" = chosen ]; then
+  chosen ${words[@]+"${words[@]}"}
+elif [ "$prints" ]; then
   "$mode"
-  exit
+else
+  exec "$python" -m sweep --commands - ${words[@]+"${words[@]}"} < <("$mode")
 fi
-exec "$python" -m sweep --commands - "$@" < <("$mode")

@@ -47,7 +47,7 @@ def make_parser():
         action="extend",
         type=sizes,
         default=[],
-        help="only learners that remember so many examples in all (gem, er*, mer*)",
+        help="only learners that remember so many examples in all",
     )
 
     where = parser.add_argument_group("how")

@@ -410,6 +410,15 @@ def test_the_grids_are_small_and_hold_the_list_s_experiments():
         assert all(trial.args.log_every >= 20_000 and trial.args.samples_per_task == 1000 for _, trial in grid)
 
 
+@pytest.mark.parametrize("words", ["--tune --list --learner agem", "--alignment --list 0", "--tune --experiments"])
+def test_the_words_of_the_script_come_in_any_order(words):
+    words = words.split()
+    assert script(*words) == script(*words[1:], words[0])
+    for other in ("successor_examples.sh", "mer_examples.sh"):
+        said = subprocess.run([ROOT / other, "0", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+        assert f"./{other} 0 1 2 3 4" in said and "--tuning_seeds" in said
+
+
 def test_the_list_is_printed_from_what_was_chosen(tmp_path):
     """All sizes and streams of each choice, and the flags of the reported runs."""
     points = commands.read(script("--tune", "--experiments"), "the grids", several=True)
