@@ -11,6 +11,7 @@ and against the reference engine:
     successors   one example of the learners that came after, at batch size 1 with 10 draws
     evaluation   one test image; an evaluation of 20 tasks, and what --alignment 10 adds to it
     tasks        GEM and EWC with many past tasks; GEM with the threads that a run takes by itself
+    split        an example and a test image of Split MNIST, task- and class-incremental
     runs         whole runs, as a user starts them, with their peak memory
     cuda         the native engine on one core, against the reference engine on a GPU where there is one
 

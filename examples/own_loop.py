@@ -179,9 +179,9 @@ def table(results, domains, n_steps):
     for name, runs in results.items():
         final = torch.tensor([losses[-1] for _, losses in runs])  # (seeds, domains)
         final = torch.cat([final, final.mean(1, keepdim=True)], 1)
-        spread = final.std(0) if len(runs) > 1 else torch.zeros(final.shape[1])
-        yield f"{name:40}" + "".join(f"{m:9.3f} ± {s:.3f}" for m, s in zip(final.mean(0), spread, strict=True))
-    yield f"{'of it, since the domain was learned':40}"
+        spread = [f"± {s:.3f}" for s in final.std(0)] if len(runs) > 1 else [" " * 7] * final.shape[1]
+        yield f"{name:40}" + "".join(f"{m:9.3f} {s}" for m, s in zip(final.mean(0), spread, strict=True))
+    yield f"{'its rise since the domain was learned':40}"
     for name, runs in results.items():
         rises = []
         for steps, losses in runs:

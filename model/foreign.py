@@ -66,7 +66,7 @@ def import_network(name):
 
 def _imported(module, attribute, what, flag):
     """A module of ours that must have an attribute. Raises UserError."""
-    name = module.replace(".", "/") + ".py"
+    name, home = module.replace(".", "/") + ".py", os.getcwd()
     try:
         file = importlib.import_module(module)
         getattr(file, attribute)
@@ -85,6 +85,8 @@ def _imported(module, attribute, what, flag):
             why = f"it has no {what} when it has run"
         where = _place(error, sys.modules.get(module), name)
         raise UserError(f"{name} cannot be imported: {why}{where}; mend that file or choose another {flag}") from error
+    finally:
+        os.chdir(home)  # what the user's paths start from
 
 
 @contextmanager
@@ -100,6 +102,8 @@ def made_by(name, file):
             cure = f"; declare {flag[1]} in the file's `flags`"
         elif isinstance(error, TypeError) and "positional argument" in text_of(error):
             cure = "; it is called as make(n_inputs, n_outputs, image_shape, args)"
+        elif "NoneType" in text_of(error):
+            cure = "; its image_shape is None where the data have none: pack them with --image_shape C H W"
         raise UserError(
             f"{name}: its make raised {type(error).__name__}: {one_line(error)}{_place(error, file, name)}{cure}"
         ) from error

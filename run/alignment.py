@@ -26,7 +26,11 @@ class Alignment:
     """
 
     def __init__(self, learner, tasks, n):
-        if not isinstance(learner, Learner) or not learner.network_of(next(iter(tasks))).shared:
+        if not isinstance(learner, Learner):
+            raise UserError(
+                "--alignment compares gradients of learners of model.learner.Learner; this is a torch module"
+            )
+        if not learner.network_of(next(iter(tasks))).shared:
             raise UserError("--alignment compares gradients of one network for all tasks, which this learner has not")
         if len({learner.network_of(t) for t in tasks}) > 1:
             raise UserError("--alignment compares gradients of one network for all tasks; this learner has several")

@@ -22,6 +22,7 @@ from run import provenance, saving
 
 FORMAT = "mer-checkpoint/3"
 ENDING = ".checkpoint"
+MOST_OF_NAME = 190  # letters of a run's name before its time
 KINDS = {"flags": dict, "data": str, "made_by": list, "name": str, "started": str, "seconds": dict, "experience": dict}
 
 
@@ -31,8 +32,8 @@ def load(path):
         content = safe.load(path, {"format": str} | KINDS)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r:.40}, not {FORMAT!r}")
-        if not re.fullmatch(r"[^/\0]+", content["name"]):  # it becomes the name of files
-            raise ValueError("its name is no name of a file")
+        if not re.fullmatch(rf"[^/\0]{{1,{MOST_OF_NAME}}}_\d{{4}}(_\d\d){{5}}_[0-9a-f]{{32}}", content["name"]):
+            raise ValueError("its name is no run's")
         if not all(isinstance(value, float) and 0 <= value < 1e12 for value in content["seconds"].values()):
             raise ValueError("its seconds are no numbers")
         flags = content["flags"]
@@ -40,6 +41,8 @@ def load(path):
             raise ValueError("its flags are none")
         parts = content["made_by"]
         if not parts or not all(isinstance(part, dict) and safe.are_plain(part) for part in parts):
+            raise ValueError("it does not say what made it")
+        if not all(part.keys() >= provenance.KEYS for part in parts):
             raise ValueError("it does not say what made it")
     except FileNotFoundError as error:
         raise UserError(f"--resume {path}: no such file; give a {ENDING} file of a run that was stopped") from error
@@ -102,6 +105,7 @@ class Journal:
 
     settings       resolved
     data_seconds   time that loading the data took
+    home           the working folder in which the run began
     made_by        run.provenance.made_by of each part of the run so far, as it was when the part began
     checkpoints    paths of the checkpoints that there may be of this run, the latest last
     """
@@ -112,6 +116,7 @@ class Journal:
         self.made_by = [provenance.made_by(settings)]
         self.spent = {"data": data_seconds, "training": 0.0, "evaluation": 0.0, "total": 0.0}
         self.checkpoints = []
+        self.home = Path.cwd()  # what paths start from, wherever a learner goes
         self._claim = None  # of the latest
         self._begin = time.perf_counter()
 
@@ -139,7 +144,7 @@ class Journal:
         }
         written = safe.dump(content)
         path = self._path(ENDING, folder)
-        with writing(path) as file:
+        with writing(self.home / path) as file:
             mine = claim_open(file)
             file.write(written)
         self.release()
@@ -152,10 +157,10 @@ class Journal:
     def discard_checkpoints(self):
         """Deletes this run's checkpoints, and what parts of it that were killed have left beside the results."""
         for ending in (ENDING, *saving.ENDINGS):
-            remove_leftovers(self._path(ending))
+            remove_leftovers(self.home / self._path(ending))
         for path in self.checkpoints:  # last: as long as there is one, a run that is killed here can be told to go on
             with suppress(OSError):
-                path.unlink()
+                (self.home / path).unlink()
 
     def release(self):
         """Lets other processes go on from this run's checkpoints."""
@@ -166,7 +171,7 @@ class Journal:
     def _take(self, path):
         """Claims a checkpoint that was read. Raises UserError where another process has it, or has finished the run."""
         try:
-            self._claim = claim(path)
+            self._claim = claim(self.home / path)
         except FileNotFoundError as error:
             raise UserError(f"--resume {path}: it is gone: another process has finished this run") from error
         except OSError as error:
@@ -250,7 +255,7 @@ class Checkpointer:
             self.warn(f"error: no checkpoint can be written there ({error})")
             with suppress(OSError):
                 self.journal.save_checkpoint(self.experience, tempfile.mkdtemp(prefix="mer_rescued_"))
-        return next((path for path in reversed(self.journal.checkpoints) if path.exists()), None)
+        return next((path for path in reversed(self.journal.checkpoints) if (self.journal.home / path).exists()), None)
 
     def _due(self, n_learned):
         if self.every is None:

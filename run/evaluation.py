@@ -12,6 +12,10 @@ from model.learner import Learner
 CHUNK_NUMBERS = 1 << 23  # inputs handed to a network at once; a test set of 10,000 MNIST images goes in one piece
 
 
+class Diverged(ArithmeticError):
+    """A training loss, a weight at the end, or an answer at an evaluation is no number any more."""
+
+
 def n_scored(n_test):
     """How many of a task's test examples are scored: all but the last (but the only one where there is one).
 
@@ -21,14 +25,20 @@ def n_scored(n_test):
 
 
 def hits(learner, split, t):
-    """How many of the scored examples of a test split the learner gets right, by its `forward`."""
+    """How many of the scored examples of a test split the learner gets right, by its `forward`.
+
+    Raises Diverged where an output is not a number, the largest of which would be the first.
+    """
     n = n_scored(len(split))
     chunk = max(1, CHUNK_NUMBERS // split.n_inputs)
     right = 0
     with torch.no_grad():
         for start in range(0, n, chunk):
             stop = min(start + chunk, n)
-            predicted = learner(split.inputs(slice(start, stop)), t).argmax(1).cpu()
+            outputs = learner(split.inputs(slice(start, stop)), t)
+            if outputs.isnan().any():
+                raise Diverged(f"outputs for test examples of task {t} are not numbers (NaN)")
+            predicted = outputs.argmax(1).cpu()
             right += int((predicted == torch.from_numpy(split.labels[start:stop])).sum())
     return right
 

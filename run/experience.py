@@ -8,13 +8,9 @@ import numpy as np
 import torch
 
 from model import foreign
-from run.evaluation import Evaluation
+from run.evaluation import Diverged, Evaluation
 
 MOST_PENDING = 2  # evaluations under way: each holds a copy of the weights
-
-
-class Diverged(ArithmeticError):
-    """The training loss, or a weight at the end, is no finite number any more."""
 
 
 class Experience:
@@ -70,6 +66,8 @@ class Experience:
         begin = time.perf_counter()
         try:
             self.evaluations.append(self.evaluator.evaluate(self.learner))
+        except Diverged as error:
+            raise Diverged(f"{error} after example {self.seen}") from error
         except Exception as error:
             raise foreign.failure(self.learner, "forward", error) from error
         if self.alignment:

@@ -1,5 +1,6 @@
 """One run: its tasks loaded, settings resolved for them, learner and stream made, learned, saved."""
 
+import os
 import time
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ import torch
 from model import foreign, networks
 from run import checkpoints, continuation, provenance, saving, settings
 from run.alignment import Alignment
-from run.evaluation import Evaluator
-from run.experience import Diverged, Experience, seed_everything
+from run.evaluation import Diverged, Evaluator
+from run.experience import Experience, seed_everything
 from run.stream import Stream
 from run.watchers import ProgressBar, TensorBoard, Watchers
-from tasks.files import load_tasks
+from tasks.files import check_data_seed, load_tasks
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,22 @@ def lived(given, checkpoint=None, announce=lambda life: None, warn=print, stoppa
 
     Raises UserError, and checkpoints.Stopped after a signal.
     """
-    begin = time.perf_counter()
+    begin, home = time.perf_counter(), os.getcwd()
     tasks = load_tasks(given.data_path, given.data_file, given.data_seed, given.mnist)
-    this = prepare(given, tasks, time.perf_counter() - begin, checkpoint)
-    announce(this)
-    watchers = [ProgressBar(this.settings.progress, this.experience)]
-    if this.settings.tensorboard:
-        watchers.append(TensorBoard(this.settings.tensorboard, this.experience))
-    after_each = nullcontext(lambda batch: None)
-    if stoppable:
-        after_each = checkpoints.Checkpointer(this.settings.checkpoint_every, this.journal, this.experience, warn)
-    with after_each as after_each:
-        yield this, this.learn(watchers, after_each, warn)
+    check_data_seed(tasks, given.data_seed)
+    try:
+        this = prepare(given, tasks, time.perf_counter() - begin, checkpoint)
+        announce(this)
+        watchers = [ProgressBar(this.settings.progress, this.experience)]
+        if this.settings.tensorboard:
+            watchers.append(TensorBoard(this.journal.home / this.settings.tensorboard, this.experience))
+        after_each = nullcontext(lambda batch: None)
+        if stoppable:
+            after_each = checkpoints.Checkpointer(this.settings.checkpoint_every, this.journal, this.experience, warn)
+        with after_each as after_each:
+            yield this, this.learn(watchers, after_each, warn)
+    finally:
+        os.chdir(home)  # wherever a learner has gone
 
 
 def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
@@ -131,7 +136,14 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     before = continuation.load(chosen, tasks) if chosen.start_from is not None else None
     earlier, unseen = continuation.earlier_tasks(before, chosen) if before else ({}, [])
     experience = make_experience(chosen, tasks, before, earlier)
-    remarks = [reason, _about_network(given, chosen, tasks, experience.learner), *unseen, *experience.learner.remarks()]
+    remarks = [
+        reason,
+        _about_network(given, checkpoint, chosen, tasks, experience.learner),
+        *unseen,
+        *experience.learner.remarks(),
+    ]
+    if given.resume == "auto" and not checkpoint:
+        remarks.append(f"begins: no checkpoint of this very run is in {chosen.save_path}")
     if checkpoint:
         changed = journal.go_on_from(checkpoint, experience)
         remarks.append(f"goes on after {experience.seen:,} examples, from {checkpoint[0]}")
@@ -143,13 +155,16 @@ def prepare(given, tasks, loading_seconds=0.0, checkpoint=None):
     return Life(chosen, tasks, experience, journal, before, tuple(filter(None, remarks)))
 
 
-def _about_network(given, chosen, tasks, learner):
+def _about_network(given, checkpoint, chosen, tasks, learner):
     """Which network it is, its size and why; None of a learner that makes networks of its own."""
     if chosen.network == settings.AUTO:
         return None
     n_weights = sum(net.n_weights() for net in learner.named_networks().values())
+    what = f"network: {chosen.network} ({n_weights:,} weights)"
+    if checkpoint:
+        return f"{what}, as before"
     why = networks.describe(chosen.network, given.network != settings.AUTO, tasks.n_inputs, tasks.image_shape)
-    return f"network: {chosen.network} ({n_weights:,} weights), {why}"
+    return f"{what}, {why}"
 
 
 def make_experience(chosen, tasks, before=None, earlier=()):

@@ -101,6 +101,7 @@ def made_by(settings):
     }
 
 
+KEYS = {"code", "kernels", "cpu", "host", "cores", "commit", "dirty"}  # of what made_by returns, whatever the machine
 DECISIVE = ("code", "kernels", "python", "torch", "numpy", "quadprog", "cpu")
 
 

@@ -77,7 +77,8 @@ def save(life, about):
     }
     folder, name = settings.save_path, life.journal.name
     try:
-        return _write(Path(folder) / name, files), line, None
+        _write(life.journal.home / folder / name, files)
+        return Path(folder) / name, line, None
     except OSError as error:
         try:
             path = _write(Path(tempfile.mkdtemp(prefix="mer_rescued_")) / name, files)

@@ -63,6 +63,15 @@ def load_tasks(data_path, data_file, data_seed=0, mnist_path=None):
     raise UserError(f"no data file {path}; {data_path} has {_task_files(data_path)}; {known}; see get_data.py --help")
 
 
+def check_data_seed(tasks, data_seed):
+    """Raises UserError where a data seed was asked for (0 is none) of which these tasks know nothing."""
+    if data_seed and f"data seed {data_seed})" not in tasks.origin:
+        raise UserError(
+            f"--data_seed {data_seed} matters to tasks that are built in memory by chance alone, and {tasks.name} is "
+            f"{tasks.origin}; leave --data_seed out, or choose another --data_file or --data_path"
+        )
+
+
 def check_folder(folder):
     """Raises UserError where a folder of data was given that is none."""
     try:

@@ -107,6 +107,13 @@ def for_data(args, n_inputs, n_outputs, share=1):
         )
     module = Adapted(module, f"model/networks/{name}.py", tuple(args.image_shape or (n_inputs,)))
     module.check(n_outputs)
+    for weight in module.parameters():
+        if weight.requires_grad and hasattr(weight, "given_out"):
+            raise UserError(
+                f"model/networks/{name}.py: its make returned weights that it has returned before; let it make "
+                "new ones each time, as a learner may have several networks"
+            )
+        weight.given_out = True
     return module
 
 

@@ -105,8 +105,9 @@ def _cure(error):
     """What may help, or nothing."""
     if "more than 1 value per channel" in text_of(error):
         return (
-            "; batch norm over single examples has nothing to norm by: give --batch_size 2 or more with a learner that "
-            "takes a minibatch in one step (online, mer_minibatch), or use a norm within examples (GroupNorm)"
+            "; batch norm over a single example has nothing to norm by: give a --batch_size of 2 or more that leaves "
+            "no single one at the end of a task, with a learner that takes a minibatch in one step (online, "
+            "mer_minibatch), or use a norm within examples (GroupNorm)"
         )
     return ""
 

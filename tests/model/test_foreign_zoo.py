@@ -27,6 +27,7 @@ HARMLESS = {
     "number_state_dict": a_learner(body="def state_dict(self):\n    return 7"),
     "failing_state_dict": a_learner(body="def state_dict(self):\n    raise RuntimeError('no')"),
     "a_lock": a_learner(top="import threading", init="self.lock = threading.Lock()"),
+    "changes_folder": a_learner(top="import os; os.chdir('/')", init="os.chdir('/')", observe="os.chdir('/')"),
     "args_kept": a_learner(init="self.args = args; args.more = object()"),
     "strange_repr": a_learner(
         top="class Odd:\n    __slots__ = ()\n    def __repr__(self):\n        raise ValueError\n"
@@ -131,6 +132,7 @@ FAILING = {
     ),
     "lazy_package": (a_learner(observe="if self.seen == 20: import no_such_thing"), "pip install no_such_thing", 19),
 }
+NAN = a_learner(forward="if self.seen > 9: return self.net(x) * float('nan')")
 UNBUILDABLE = {
     "missing_flag": (
         a_learner(init="self.k = args.n_sampled_memories"),
@@ -148,7 +150,7 @@ LEARNER_FLAG = a_learner(
 
 def sources():
     """{name: source} of all of them."""
-    found = dict(HARMLESS) | CHANGES_TORCH | {"learner_flag": LEARNER_FLAG}
+    found = dict(HARMLESS) | CHANGES_TORCH | {"learner_flag": LEARNER_FLAG, "nan": NAN}
     found |= {name: a_learner(top) for name, (top, _) in AT_IMPORT.items()}
     found["divides_by_zero"] = a_learner(FLAG, "flags = (Flag('ratio', lambda text: 1 / float(text), 1.0, 'x'),)")
     for group in (NO_NET, FAILING, UNBUILDABLE):
@@ -244,6 +246,14 @@ def test_what_was_evaluated_before_a_failure_is_saved(name, results):
     before = [at for at in described(plain)["examples_seen"] if at < seen + (not name.endswith("_late") or seen == 19)]
     assert about["examples_seen"] == before
     assert about["result_a"] == described(plain)["result_a"][: len(before)]
+
+
+def test_answers_that_are_no_numbers_are_no_result(results):
+    found, plain = results["zoo_nan"], described(results["zoo_plain"])
+    about = described(found)
+    assert found.code == 1 and about["status"] == "diverged" and about["failure"] in found.err
+    assert about["failure"] == "outputs for test examples of task 0 are not numbers (NaN) after example 12"
+    assert about["result_a"] == plain["result_a"][: len(about["result_a"])] and len(about["result_a"]) == 3
 
 
 def test_other_files_change_nothing(results, program):

@@ -75,6 +75,10 @@ CENTRED = (
     "from torch import nn\nclass Own(nn.Linear):\n    def forward(self, x): return super().forward({})\n"
     "def make(n_inputs, n_outputs, image_shape, args): return Own(n_inputs, n_outputs)"
 )
+SHARED = (
+    "from torch import nn\nnet = nn.Linear(12, 3)\n"
+    "def make(n_inputs, n_outputs, image_shape, args): return nn.Sequential(net)"
+)
 ALONE = MAKE + "return nn.Sequential(nn.Linear(n_inputs, 4), nn.BatchNorm1d(4), nn.Linear(4, n_outputs))"
 LEARNERS = [name for name, learner in model.load_all().items() if issubclass(learner, Learner)]
 TAKING = [name for name in LEARNERS if settings.takes_networks(model.load(name))]
@@ -85,7 +89,7 @@ FLAGS = {"gem": ("--n_memories", 4), "ewc": ("--n_memories", 4), "independent": 
 def runs(tmp_path_factory):
     """Runs of a copy of the program that has these networks."""
     sources = {f"networks/{name}": text for name, (text, _) in BROKEN.items()}
-    sources |= {"networks/mine": MINE, "networks/alone": ALONE}
+    sources |= {"networks/mine": MINE, "networks/alone": ALONE, "networks/shared": SHARED}
     sources |= {"networks/copying": CENTRED.format("x - 0.5"), "networks/writing": CENTRED.format("x.sub_(0.5)")}
     program = strangers.copy_with(tmp_path_factory.mktemp("networks"), sources)
     lines = {
@@ -99,6 +103,9 @@ def runs(tmp_path_factory):
         "parts": (whole, 13),
         "another": ([*whole, "--resume", "auto", "--mine_dropout", "0"], None),
         "alone": (strangers.of("online", "--network", "alone"), None),
+        "rest": (strangers.of("online", "--network", "alone", "--batch_size", 7), None),
+        "one shared": (strangers.of("online", "--network", "shared"), None),
+        "shared": (strangers.of("independent", "--network", "shared", "--finetune", "no"), None),
         "pairs": (strangers.of("online", "--network", "alone", "--batch_size", 2), None),
         "native": (strangers.of("online", "--network", "mine", "--engine", "native"), None),
         "unknown": (strangers.of("online", "--network", "mime"), None),
@@ -138,6 +145,12 @@ def test_a_broken_network_says_what_to_mend(name, runs):
     assert re.search(BROKEN[name][1], found.err), found.err
 
 
+def test_networks_that_share_weights_are_not_taken_for_several(runs):
+    assert runs["one shared"].code == 0, runs["one shared"].err
+    found = runs["shared"]
+    assert found.code == 2 and "networks/shared.py: its make returned weights that it has returned before" in found.err
+
+
 def test_a_run_with_dropout_and_batch_norm_goes_on_exactly(runs):
     assert runs["parts"].code == 143 and runs["resumed"].code == 0, runs["resumed"].err
     assert "goes on after" in runs["resumed"].err
@@ -159,8 +172,9 @@ def test_the_network_is_part_of_the_science(runs):
 
 
 def test_what_is_said_of_networks(runs):
-    assert runs["alone"].code == 1 and "batch norm over single examples" in runs["alone"].err
-    assert "--batch_size 2" in runs["alone"].err and runs["pairs"].code == 0, runs["pairs"].err
+    assert runs["alone"].code == 1 and "batch norm over a single example" in runs["alone"].err
+    assert "--batch_size of 2" in runs["alone"].err and runs["pairs"].code == 0, runs["pairs"].err
+    assert runs["rest"].code == 1 and "no single one at the end of a task" in runs["rest"].err
     assert runs["native"].code == 2 and "--engine native cannot run this: it runs MLPs" in runs["native"].err
     assert "unknown network 'mime' (did you mean mine?); choose from alone," in runs["unknown"].err
     assert runs["in vain"].code == 0 and "note: online does not read --mine_filters" in runs["in vain"].err

@@ -267,6 +267,21 @@ def test_bad_flags(words, text, task_file, run_main):
     assert "error: " in found.err and not found.files
 
 
+def test_a_data_seed_that_nothing_reads_is_refused(task_file, run_main, tmp_path):
+    folder, name = task_file()
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    for file in ("own.pt", "mnist_rotations.npz"):
+        (shadow / file).write_bytes((Path(folder) / name).read_bytes())
+    for place in ((shadow, "own.pt"), (shadow, "mnist_rotations.pt"), (folder, "mnist_split.pt")):
+        found = run_main(*QUICK, *data(place), "--data_seed", 7)
+        assert found.code == 2 and re.search("error: --data_seed 7 matters to .*; leave --data_seed out", found.err)
+        assert not found.files
+    assert run_main(*QUICK, *data((shadow, "own.pt")), "--data_seed", 0).code == 0
+    words = ("--data_seed", 7, "--samples_per_task", 1, "--log_every", 50)
+    assert run_main(*QUICK, *data((folder, "mnist_rotations.pt")), *words).code == 0
+
+
 def test_exit_code_of_the_process():
     words = [sys.executable, ROOT / "main.py", "--model", "meralg2"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)

@@ -31,6 +31,7 @@ from runs import (  # noqa: F401
 
 import main
 import model
+from disk import safe
 from model.engine import native
 from run import checkpoints, provenance, saving, settings
 
@@ -364,6 +365,22 @@ def test_what_is_no_checkpoint(go, tmp_path):
     ]:
         found = go(folder, "--resume", path)
         assert found.code == 2 and f"error: --resume {path}: {text}" in found.err, found.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"made_by": [{}]}, {"made_by": []}, {"name": ".."}, {"name": "x" * 300}, {"name": "a/b"}, {"flags": {}}],
+    ids=str,
+)
+def test_a_checkpoint_whose_words_are_odd_is_refused_before_the_run(change, go, tmp_path):
+    folder = place(tmp_path / "run")
+    path = folder / stop(go, folder, 3, *words_of("eralg4", NATIVE))
+    content = safe.load(path, {})
+    path.write_bytes(safe.dump(content | change))
+    found = go(folder, "--resume", path)
+    assert found.code == 2 and f"error: --resume {path}: not a checkpoint of this program" in found.err
+    path.write_bytes(safe.dump(content))
+    assert go(folder, "--resume", path).code == 0
 
 
 def test_another_program_is_noted(go, tmp_path, monkeypatch):
