@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from errors import UserError
-from tasks.compact_format import write_compact
+from tasks.compact_format import check_replaceable, write_compact
 from tasks.taskset import HALVES, MOST_OUTPUTS, Split, Task, TaskSet, numbered, some
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour and opacity: what tells (H, W, C) from (C, H, W)
@@ -53,7 +53,7 @@ class _Read(NamedTuple):
 def save(path, train, test, image_shape=None, class_ranges=None):
     """Writes tasks to a file that `main.py --data_file` reads; returns them as a TaskSet.
 
-    path          ends in .npz
+    path          ends in .npz; a task file that is there is replaced, anything else is not
     train, test   a list of one (x, y), or (name, x, y), for each task; NumPy arrays, PyTorch tensors, or what NumPy
                   makes an array of. x: examples of D inputs, or images (N, H, W), (N, C, H, W) or (N, H, W, C) with
                   1, 3 or 4 channels C; uint8, which stand for value / 255, bools, or floats, taken as they are.
@@ -67,11 +67,19 @@ def save(path, train, test, image_shape=None, class_ranges=None):
     nothing left behind.
     """
     path = Path(path)
-    if path.suffix != ENDING:
-        raise UserError(f"{path} does not end in {ENDING}: name the task file {path.with_suffix(ENDING).name}")
+    check_place(path)
     tasks = make_tasks(train, test, path.name, image_shape, class_ranges)
     write_compact(tasks, path)
     return tasks
+
+
+def check_place(path):
+    """Raises UserError where no task file may be written to this Path."""
+    if path.name in ("", "..") or "\0" in path.name:
+        raise UserError(f"{str(path)!r} is no name of a file: name the task file, such as tasks{ENDING}")
+    if path.suffix != ENDING:
+        raise UserError(f"{path} does not end in {ENDING}: name the task file {path.stem}{ENDING}")
+    check_replaceable(path)
 
 
 def make_tasks(train, test, name, image_shape=None, class_ranges=None):

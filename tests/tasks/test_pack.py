@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as some
 import get_data
 import tasks
 from errors import UserError
+from run import settings as run_settings
 from tasks.files import load_tasks, read, write_original
 from tasks.pack import array_of
 
@@ -343,6 +345,46 @@ def test_the_name_ends_as_it_should(tmp_path):
         tasks.save(tmp_path / "own.pt", [pair()], [pair()])
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "folder/..", "a\0b.npz"])
+def test_what_is_no_name_of_a_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    with pytest.raises(UserError, match="is no name of a file: name the task file, such as"):
+        tasks.save(path, [pair()], [pair()])
+
+
+def arrays_of(path):
+    np.savez(path, about=np.zeros(3), x=pair()[0], y=pair()[1])
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (arrays_of, "is there already, and nothing tells that this program made it; take another name"),
+        (lambda path: torch.save(pair(), path), "is there already"),
+        (lambda path: write_original(own_tasks(), path), "is there already"),
+        (lambda path: Path(path).write_text("notes"), "is there already"),
+        (lambda path: Path(path).touch(), "is there already"),
+        (lambda path: os.mkfifo(path), "is there already"),
+        (lambda path: (arrays_of("other.npz"), os.symlink("other.npz", path)), "is there already"),
+        (os.mkdir, "is a folder; take another name"),
+    ],
+)
+def test_only_task_files_are_replaced(make, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("out.npz")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=message):
+        tasks.save("out.npz", [pair()], [pair()])
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_task_file_is_replaced(tmp_path):
+    for seed in (0, 1):
+        found = tasks.save(tmp_path / "out.npz", [pair(seed=seed)], [pair()])
+        assert read(tmp_path / "out.npz").identity == found.identity
+
+
 # files
 
 
@@ -389,6 +431,41 @@ def test_a_file_by_another_name_is_no_test(pack):
     for other in ("a.npz", "b.npz", os.path.abspath("a.npz")):
         code, said, found = pack("--train", "a.npz", "--test", other)
         assert code == 2 and found is None and "is given to train and to test on; give other examples" in said
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("way", [None, os.symlink, os.link])
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_what_is_packed_is_not_replaced(half, way, is_ours, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in HALVES:
+        if is_ours and name == half:
+            tasks.save(f"{name}.npz", [pair()], [pair()])
+        else:
+            np.savez(f"{name}.npz", x=pair()[0], y=pair()[1])
+    if way is None:
+        os.rename(f"{half}.npz", "out.npz")
+    else:
+        way(f"{half}.npz", "out.npz")
+    names = {name: f"{name}.npz" for name in HALVES} | ({} if way else {half: "out.npz"})
+    before = Path("out.npz").read_bytes()
+    assert get_data.main(["pack", "out.npz", "--train", names["train"], "--test", names["test"]]) == 2
+    why = f"out.npz is to be read ({names[half]}), and would be replaced; take another name"
+    assert why in capsys.readouterr().err
+    assert Path("out.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [".", "my runs", "-x", "it's $HOME"])
+@pytest.mark.parametrize("name", ["out.npz", "my tasks.npz", "-x.npz", "a'b;c.npz", "two\nlines.npz"])
+def test_the_command_that_is_printed_is_understood(folder, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs(folder, exist_ok=True)
+    for half in HALVES:
+        np.savez(f"{half}.npz", x=pair()[0], y=pair()[1])
+    assert get_data.main(["pack", "--train", "train.npz", "--test", "test.npz", "--", f"{folder}/{name}"]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("learn it: ")[2])
+    found = run_settings.parse(words[2:])
+    assert words[:2] == ["python", "main.py"] and (found.data_path, found.data_file) == (folder, name)
 
 
 def test_a_name_that_stdout_cannot_show(tmp_path):
