@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from disk.atomic import writing
+from disk.atomic import target_of, writing
 from disk.resources import available_memory, check_room
 from disk.safe import DAMAGED, most_unpacked
 from errors import UserError
@@ -69,7 +69,7 @@ def write_compact(tasks, path):
     }
     halves = {half: [getattr(task, half) for task in tasks.tasks] for half in HALVES}
     sizes = {id(split.images): split.images.nbytes for splits in halves.values() for split in splits}
-    check_room(path.parent, BLOCK_BYTES + (0 if of_mnist else sum(sizes.values())), path.name)
+    check_room(target_of(path).parent, BLOCK_BYTES + (0 if of_mnist else sum(sizes.values())), path.name)
     with writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         write_member(archive, "about", np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
         for half, splits in halves.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from disk.atomic import writing
+from disk.atomic import target_of, writing
 from disk.resources import available_memory, check_room
 from disk.safe import check_pickles, load_plain
 from errors import UserError
@@ -146,7 +146,7 @@ def write_original(tasks, path):
             y = _Tensor(torch.LongStorage, len(tensors) + 1, (len(split),), [split.labels])
             tensors += [x, y]
             content[-1].append([task.descriptor, x, y])
-    check_room(path.parent, sum(tensor.n_bytes for tensor in tensors), path.name)
+    check_room(target_of(path).parent, sum(tensor.n_bytes for tensor in tensors), path.name)
     with writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open(zipfile.ZipInfo("archive/data.pkl"), "w") as index:
             _Pickler(index, protocol=2).dump(content)
