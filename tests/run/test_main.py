@@ -257,6 +257,7 @@ def test_a_table_of_one_task(task_file, run_main):
         ("--model gem", r"--n_memories 0: gem keeps .*; give --n_memories 1 or more"),
         ("--model independent --n_hiddens 2", r"3 tasks share 2 hidden units .*use --n_hiddens 3 or more"),
         ("--data_file sub/tiny.pt", r"names a folder: say --data_path sub --data_file tiny.pt"),
+        ("--data_file a;b/c&d.pt", r"say --data_path 'a;b' --data_file 'c&d.pt'"),
         ("--data_file nowhere.pt", r"nowhere\.pt.*mnist_rotations\.pt, mnist_permutations\.pt,.*mnist_many"),
     ],
 )
