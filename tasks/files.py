@@ -11,6 +11,8 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from disk.safe import DAMAGED, OtherProtocol
 from errors import UserError
 from tasks import mnist, omniglot
@@ -146,12 +148,22 @@ def reading(path, remedy):
         raise UserError(f"{path}: {error}") from error
     except (OSError, *DAMAGED) as error:
         carried = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and carried:
+        if isinstance(error, pickle.UnpicklingError) and carried and (kind := _odd_kind(carried[1])):
+            what = f"has {kind} tensors, which are not read"
+            remedy = "save others: .to(torch.int64) for integers, .float() for others, .dequantize() for quantized ones"
+        elif isinstance(error, pickle.UnpicklingError) and carried:
             what = f"carries code or objects of its own ({carried[1]}), which is never run"
         else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             what = f"is damaged, or no data file ({reason})"
         raise UserError(f"{path} {what}; {remedy}") from error
+
+
+def _odd_kind(name):
+    """What tensors are that a pickle needs this name for, in a word; None where no tensor does."""
+    if name.startswith(("torch.Q", "torch._utils._rebuild_qtensor")):
+        return "quantized"
+    return name if isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype) else None
 
 
 def _remedy(path):

@@ -211,7 +211,11 @@ def array_of(place, letter, value):
             raise UserError(f"{place}: {letter} is a sparse, quantized or meta tensor; give a plain, dense one")
         value = value.detach().cpu().resolve_conj().resolve_neg()
         unknown = value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64)
-        return (value.float() if unknown else value).numpy()
+        try:
+            return (value.float() if unknown else value).numpy()
+        except (TypeError, RuntimeError):  # types that little can be done with, such as bits8
+            remedy = "give another type: .to(torch.int64) for integers, .float() for others"
+            raise UserError(f"{place}: {letter} is {kind_of(value)}; {remedy}") from None
     if np.ma.is_masked(value):
         raise UserError(f"{place}: {letter} is a masked array, where some are hidden; give the examples that count")
     if isinstance(value, str | bytes | dict | set | None):
@@ -340,7 +344,7 @@ def _labels(place, y):
         return y.argmax(axis=1).astype(np.int64)
     y = y.reshape(len(y))
     if y.dtype.kind == "f":
-        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y) < 1 << 53)
+        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y) < np.float64(1 << 53))
         if not whole.all():
             wrong = y[whole.argmin()]
             raise UserError(f"{place}: y is {kind_of(y)} with the label {wrong}; give one whole number for each class")

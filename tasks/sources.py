@@ -21,7 +21,7 @@ from disk.resources import available_memory
 from disk.safe import check_pickles, load_plain, most_unpacked
 from errors import UserError
 from tasks.files import ZIP, reading
-from tasks.original_format import ODD_TENSORS
+from tasks.original_format import ALSO
 from tasks.pack import Examples, array_of, kind_of
 from tasks.taskset import HALVES, MOST_TASKS
 
@@ -135,7 +135,7 @@ def _read_torch(path, file, is_zip):
             raise UserError(f"{path} is no file of torch.save: it unpacks to more than it holds; {REMEDY}")
     elif size > available_memory():
         raise UserError(f"{path} is larger than the free memory; split it, one task a file")
-    check_pickles(file, ODD_TENSORS)
+    check_pickles(file, ALSO)
     content = load_plain(path, mmap=is_zip)
     _check_sizes(path, content, size)
     return content

@@ -296,6 +296,39 @@ def test_what_is_refused(tmp_path, change, message, zipped):
         read(tmp_path / "file.pt")
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "uint32", "uint64"])
+def test_labels_of_any_integers(kind, tmp_path):
+    halves = content()
+    with_value((0, 1, 2), lambda y: y.to(getattr(torch, kind)))(halves)
+    with_value((0, 1, 1), torch.nn.Parameter)(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    torch.save(content(), tmp_path / "plain.pt")
+    assert equal(read(tmp_path / "file.pt"), read(tmp_path / "plain.pt"))
+
+
+ODD_KINDS = ("uint16", "float8_e5m2", "bfloat16", "complex64", "complex32", "bits8", "float4_e2m1fn_x2")
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("kind", ODD_KINDS)
+def test_other_types_are_named_with_the_remedy(kind, tmp_path):
+    """And are not taken for code."""
+    halves = content()
+    with_value((0, 0, 1), lambda x: torch.empty(20, 12, dtype=getattr(torch, kind)))(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    with pytest.raises(UserError, match=rf"(is|has) torch.{kind} .*\.float\(\)"):
+        read(tmp_path / "file.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_quantized_tensors_are_no_code(tmp_path):
+    halves = content()
+    with_value((0, 0, 1), lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8))(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    with pytest.raises(UserError, match=r"has quantized tensors, which are not read; .*\.dequantize\(\)"):
+        read(tmp_path / "file.pt")
+
+
 def test_a_large_index_is_refused(tmp_path):
     torch.save([[["x" * 5_000_000]], []], tmp_path / "file.pt")
     with pytest.raises(UserError, match="too large an index"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as some
 
 import get_data
 import tasks
+from disk import safe
 from errors import UserError
 from run import settings as run_settings
 from tasks.files import load_tasks, read, write_original
@@ -506,6 +507,49 @@ def test_ways_to_save_a_pair(pack, way):
     code, said, found = pack("--train", saved(way, *train, "training"), "--test", saved(way, *test, "test"))
     assert code == 0, said
     is_of(found, [train], [test])
+
+
+INTEGERS_OF_PYTORCH = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("kind", (*INTEGERS_OF_PYTORCH, "float16", "bfloat16", "float64", "bool"))
+def test_labels_of_any_type_of_pytorch(pack, kind):
+    (x, y), test = pair(n_classes=2), pair(seed=1, n_classes=2)
+    torch.save((torch.from_numpy(x), torch.from_numpy(y).to(getattr(torch, kind))), "a.pt")
+    np.savez("b.npz", *test)
+    code, said, found = pack("--train", "a.pt", "--test", "b.npz")
+    assert code == 0, said
+    is_of(found, [(x, y)], [test])
+
+
+FLOATS_OF_PYTORCH = ("float16", "bfloat16", "float64", *(kind for kind in safe.NEW_KINDS if kind.startswith("float")))
+
+
+@pytest.mark.parametrize("holder", [torch.Tensor, torch.nn.Parameter])
+@pytest.mark.parametrize("kind", FLOATS_OF_PYTORCH)
+def test_floats_of_any_size_of_pytorch(pack, kind, holder):
+    x = torch.tensor([0.5, 1, 2, 4, 0.25, 1]).expand(6, 6).contiguous().to(getattr(torch, kind))
+    for name in ("a", "b"):
+        torch.save((x if holder is torch.Tensor else holder(x), torch.arange(6) % 3), f"{name}.pt")
+    code, said, found = pack("--train", "a.pt", "--test", "b.pt")
+    assert code == 0, said
+    assert found.tasks[0].train.inputs().equal(x.float())
+
+
+ODD = ("complex64", "complex128", "complex32", "bits8", "float4_e2m1fn_x2")
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("kind", ODD)
+def test_other_types_of_pytorch_are_named(pack, kind):
+    """And are not taken for code."""
+    x, y = torch.empty(6, 4, dtype=getattr(torch, kind)), torch.arange(6)
+    torch.save((x, y), "a.pt")
+    torch.save((torch.rand(6, 4), y), "b.pt")
+    code, said, found = pack("--train", "a.pt", "--test", "b.pt")
+    assert code == 2 and found is None and "code" not in said and "float" in said.partition(kind)[2], said
+    with pytest.raises(UserError, match=f"x is {kind} .6, 4.; give"):
+        tasks.save("c.npz", [(x, y)], [(x, y)])
 
 
 def keras(name, train, test):
