@@ -107,10 +107,11 @@ def describe(tasks):
     lines = []
     for t, task in enumerate(tasks.tasks):
         classes = np.unique(np.concatenate([task.train.labels, task.test.labels]))
+        inputs = "×".join(map(str, tasks.image_shape)) if tasks.image_shape else f"{task.train.n_inputs:,}"
         kind = "uint8 / 255" if task.train.images.dtype == np.uint8 else "float32"
         lines.append(
             f"task {t} ({task.descriptor}): {len(task.train):,} training and {len(task.test):,} test examples of "
-            f"{task.train.n_inputs:,} inputs ({kind}, {_extent(task)}), {len(classes):,} classes"
+            f"{inputs} inputs ({kind}, {_extent(task)}), {len(classes):,} classes"
         )
         if missing := sorted(set(task.test.labels.tolist()) - set(task.train.labels.tolist())):
             lines.append(f"note: task {t} tests classes that it has no training examples of: {some(missing)}")

@@ -329,6 +329,26 @@ def test_quantized_tensors_are_no_code(tmp_path):
         read(tmp_path / "file.pt")
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda path: path.write_text("1,2,3\n"),
+            "is text, and no .npz or .pt; load it with numpy.loadtxt, .* pack them",
+        ),
+        (lambda path: path.mkdir(), "is no file but a folder; read its images into arrays"),
+        (lambda path: np.savez(path, x=np.zeros((2, 3)), y=np.arange(2)), r"holds arrays, but .*get_data.py pack"),
+        (lambda path: np.save(path, np.zeros((2, 3))), "holds one array; save x and y with numpy.savez, and pack them"),
+    ],
+)
+def test_what_is_to_be_packed_first(make, message, tmp_path):
+    make(tmp_path / "file.npz")
+    if (tmp_path / "file.npz.npy").exists():
+        (tmp_path / "file.npz.npy").rename(tmp_path / "file.npz")
+    with pytest.raises(UserError, match=message):
+        load_tasks(tmp_path, "file.npz")
+
+
 def test_a_large_index_is_refused(tmp_path):
     torch.save([[["x" * 5_000_000]], []], tmp_path / "file.pt")
     with pytest.raises(UserError, match="too large an index"):
@@ -353,7 +373,7 @@ def test_foreign_files(tmp_path, make):
         return
     for foreign in (b"", b"PK\3\4", b"hello, world", b"\x80\2}.", bytes(5000), b"[1, 2]", b"\x1f\x8b" + bytes(100)):
         path.write_bytes(foreign)
-        with pytest.raises(UserError, match="is damaged, or no data file|is no task file"):
+        with pytest.raises(UserError, match="is damaged, or no data file|is no task file|is text, and no .npz"):
             read(path)
     np.savez(path.with_suffix(".npz"), x=np.zeros(3))
     with pytest.raises(UserError, match="is a zip file, but no task file"):

@@ -13,6 +13,7 @@ import torch
 from data_helpers import Evil, equal, own_tasks
 from hypothesis import HealthCheck, Phase, assume, event, given, settings
 from hypothesis import strategies as some
+from PIL import Image
 
 import get_data
 import tasks
@@ -609,6 +610,45 @@ def test_flags_of_packing(pack):
     assert "either none, or START:STOP" in pack(*files, "--class_ranges", "0:5", "none")[1]
 
 
+@pytest.mark.parametrize(
+    "shape, given, said",
+    [((32, 32, 3), (3, 32, 32), "3×32×32"), ((784,), (1, 28, 28), "1×28×28"), ((9, 9), None, "81")],
+)
+def test_the_shape_is_said(pack, shape, given, said):
+    np.savez("a.npz", x=pair(shape=shape)[0], y=pair()[1])
+    np.savez("b.npz", x=pair(shape=shape, seed=1)[0], y=pair()[1])
+    words = ["--image_shape", *given] if given else []
+    assert f"6 test examples of {said} inputs (uint8" in pack("--train", "a.npz", "--test", "b.npz", *words)[1]
+
+
+def test_what_the_guide_makes_of_a_csv_and_of_images_is_packed(pack):
+    """The lines of docs/your_data.md, on files as they say."""
+    guide = (Path(get_data.__file__).parent / "docs" / "your_data.md").read_text()
+    of_text, of_images = (block for block in guide.split("```")[1::2] if "np.savez(" in block)
+    Path("a.csv").write_text("width,height,label\n0.5,1,3\n2.5,3,4\n")
+    exec(of_text.removeprefix("python"), {})
+    os.rename("a.npz", "b.npz")
+    exec(of_text.removeprefix("python"), {})
+    code, said, found = pack("--train", "a.npz", "--test", "b.npz")
+    assert code == 0 and found.tasks[0].train.inputs().tolist() == [[0.5, 1], [2.5, 3]] and found.labels == [3, 4]
+    for name, size, colour in (("cat/1", (40, 50), "red"), ("dog/1", (32, 32), "blue"), ("dog/2", (9, 9), "blue")):
+        Path("a", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("P" if colour == "red" else "RGB", size, colour).save(f"a/{name}.png")
+    exec(of_images.removeprefix("python"), {})
+    os.rename("a.npz", "b.npz")
+    exec(of_images.removeprefix("python"), {})
+    code, said, found = pack("--train", "a.npz", "--test", "b.npz", "--image_shape", 3, 32, 32)
+    assert code == 0 and found.image_shape == (3, 32, 32) and found.tasks[0].train.labels.tolist() == [0, 1, 1]
+    red, *blue = found.tasks[0].train.inputs().view(3, 3, -1).mean(2).tolist()
+    assert red == [1, 0, 0] and blue == [[0, 0, 1]] * 2
+
+
+TEXTS = (
+    *(b"1,2,3\n", b"x,y\r\n1,2\r\n", b".5\t1", b"(1, 2)", b"80\n", "größe,y\n".encode(), "größe,y\n".encode("latin1")),
+    *("\ufeffx,y\n".encode(), "x,y\n1,2\n".encode("utf-16"), b"1,2\n" * 100_000),
+)
+
+
 def big_ones(path):
     torch.save((torch.zeros(1, 1).expand(1 << 20, 784), torch.zeros(1).long().expand(1 << 20)), path)
 
@@ -649,9 +689,10 @@ def big_ones(path):
         (lambda path: torch.save(Evil("executed"), path), "carries code or objects of its own .*never run"),
         (lambda path: torch.save(torch.utils.data.TensorDataset(*map(torch.tensor, pair())), path), "carries code"),
         (big_ones, "tensors that overlap, or are larger than the file"),
-        (lambda path: Path(path).write_text("1,2,3\n"), "is damaged, or no data file"),
+        *((lambda path, text=text: Path(path).write_bytes(text), "is text, .*loadtxt.*savez") for text in TEXTS),
+        (lambda path: Path(path).write_bytes(b"a\0b"), "is damaged, or no data file"),
         (lambda path: None, "a.npz is no file"),
-        (lambda path: os.mkdir(path), "a.npz is no file"),
+        (lambda path: os.mkdir(path), r"a.npz is no file but a folder; read its images into arrays \(with PIL\)"),
         (lambda path: tasks.save(path, [pair()], [pair()]), "is a task file already: give it to main.py --data_file"),
     ],
 )
