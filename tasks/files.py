@@ -137,7 +137,7 @@ def read(path, name=None, remark=""):
                 return read_compact(path, archive, name, origin)
             if any(member.endswith(".npy") for member in archive.namelist()):
                 raise UserError(
-                    f"{path} holds arrays, but is no task file; pack them (python get_data.py pack): {GUIDE}"
+                    f"{path} is a zip file, but no task file; pack its arrays (python get_data.py pack): {GUIDE}"
                 )
             refuse_odd_zip(path, archive)
         return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
@@ -184,7 +184,8 @@ def _is_text(path):
             begin = file.read(MUCH)
     except OSError:
         return False
-    return begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or not (begin or b"\0").translate(None, PRINTED)
+    is_utf16 = begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return is_utf16 or (begin != ZIP[: len(begin)] and not begin.translate(None, PRINTED))
 
 
 def _odd_kind(name):

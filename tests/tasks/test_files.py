@@ -337,7 +337,10 @@ def test_quantized_tensors_are_no_code(tmp_path):
             "is text, and no .npz or .pt; load it with numpy.loadtxt, .* pack them",
         ),
         (lambda path: path.mkdir(), "is no file but a folder; read its images into arrays"),
-        (lambda path: np.savez(path, x=np.zeros((2, 3)), y=np.arange(2)), r"holds arrays, but .*get_data.py pack"),
+        (
+            lambda path: np.savez(path, x=np.zeros((2, 3)), y=np.arange(2)),
+            r"no task file; pack its arrays .python get_data.py pack.",
+        ),
         (lambda path: np.save(path, np.zeros((2, 3))), "holds one array; save x and y with numpy.savez, and pack them"),
     ],
 )
