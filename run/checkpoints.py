@@ -56,7 +56,7 @@ def find(settings, data, code):
     settings   resolved
     data       identity of its tasks;  code: of the program
     """
-    pattern = f"{glob.escape(f'{settings.model}_{settings.data_file}_')}*{ENDING}"
+    pattern = f"{glob.escape(saving.name_stem(settings))}*{ENDING}"
     newest = {}
     for path in Path(settings.save_path).glob(pattern):
         with suppress(OSError):  # another process may be done with it

@@ -19,11 +19,14 @@ import main
 import metrics
 import model
 from model import engine
+from model.flags import PAPER
 from run import settings
 from run.experience import seed_everything
+from run.flags import RUN_FLAGS
 from run.stream import Stream
 
 ROOT = Path(main.__file__).parent
+NO_INTERVALS = ("soon", "0", "0s", "-1", "1.5", "²", "²s", "9" * 5000)
 QUICK = ["--model", "online", "--n_hiddens", 6, "--n_layers", 1, "--log_every", 5, "--lr", 0.1, "--threads", 1]
 
 
@@ -250,7 +253,10 @@ def test_a_table_of_one_task(task_file, run_main):
         ("--beta nan", r"--beta: 'nan' is not a finite number"),
         ("--s inf", r"--s: 'inf' is not a finite number"),
         ("--memory_strength -1", r"--memory_strength: -1.0 is too small"),
-        ("--checkpoint_every soon", r"--checkpoint_every: 'soon'"),
+        *(
+            (f"--checkpoint_every {word}", "is none of N .minibatches., Ns .seconds., never; N is 1")
+            for word in NO_INTERVALS
+        ),
         ("--engine turbo", r"--engine: invalid choice: 'turbo' \(choose from '?auto'?, '?native'?, '?reference'?\)"),
         ("--n_hidden 5", r"unrecognized arguments: --n_hidden 5"),
         ("--lr", r"--lr: expected one argument"),
@@ -266,6 +272,35 @@ def test_bad_flags(words, text, task_file, run_main):
     assert found.code == 2 and no_traceback(found) and not found.out
     assert re.search(text, " ".join(found.err.split())), found.err
     assert "error: " in found.err and not found.files
+
+
+ODD_NUMBERS = (
+    "²",
+    "5²",
+    "²s",
+    "½",
+    "①",
+    "Ⅷ",
+    "٣",
+    "٣s",
+    "一",
+    "9" * 5000,
+    "9" * 5000 + "s",
+    "0" * 5000,
+    "1_0",
+    "",
+    "s",
+    "\0",
+)
+
+
+@pytest.mark.parametrize("flag", [*RUN_FLAGS, *PAPER], ids=lambda flag: flag.name)
+def test_odd_numbers_are_read_or_refused_with_the_rule(flag):
+    for word in ODD_NUMBERS:
+        try:
+            flag.parse(word)
+        except argparse.ArgumentTypeError as error:
+            assert str(error)
 
 
 def test_exit_code_of_the_process():
