@@ -107,7 +107,7 @@ def describe(tasks):
     lines = []
     for t, task in enumerate(tasks.tasks):
         classes = np.unique(np.concatenate([task.train.labels, task.test.labels]))
-        inputs = "×".join(map(str, tasks.image_shape)) if tasks.image_shape else f"{task.train.n_inputs:,}"
+        inputs = "x".join(map(str, tasks.image_shape)) if tasks.image_shape else f"{task.train.n_inputs:,}"
         kind = "uint8 / 255" if task.train.images.dtype == np.uint8 else "float32"
         lines.append(
             f"task {t} ({task.descriptor}): {len(task.train):,} training and {len(task.test):,} test examples of "

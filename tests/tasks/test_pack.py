@@ -612,7 +612,7 @@ def test_flags_of_packing(pack):
 
 @pytest.mark.parametrize(
     "shape, given, said",
-    [((32, 32, 3), (3, 32, 32), "3×32×32"), ((784,), (1, 28, 28), "1×28×28"), ((9, 9), None, "81")],
+    [((32, 32, 3), (3, 32, 32), "3x32x32"), ((784,), (1, 28, 28), "1x28x28"), ((9, 9), None, "81")],
 )
 def test_the_shape_is_said(pack, shape, given, said):
     np.savez("a.npz", x=pair(shape=shape)[0], y=pair()[1])
