@@ -27,6 +27,7 @@ from disk.resources import check_room
 from errors import UserError
 from tasks import files, omniglot, pack, sources
 from tasks.archives import Failed, download, extract, verify_md5
+from tasks.compact_format import check_replaceable
 from tasks.files import load_tasks
 from tasks.taskset import IMAGE_SHAPE, Split, Task, TaskSet
 
@@ -229,6 +230,7 @@ def generate(name, folder, form, **options):
     if "mnist" in options:
         options["mnist_path"] = options.pop("mnist")
     path = folder / f"mnist_{name}{ending}"
+    check_replaceable(path)
     write(files.build(f"mnist_{name}", **options), path)
     other = path.with_suffix(".pt")
     if other != path and other.exists():
@@ -318,13 +320,25 @@ def _class_range(word):
 
 def run_pack(args):
     """Packs; returns 0."""
+    for path in (*args.train, *(args.test or ())):
+        if args.out.exists() and path.exists() and args.out.samefile(path):
+            raise UserError(
+                f"{args.out} is to be read ({path}), and would be replaced; take another name for the task file"
+            )
+    pack.check_place(args.out)
     train, test = sources.gather(args.train, args.test)
     packed = tasks.save(args.out, train, test, args.image_shape, args.class_ranges)
     for line in pack.describe(packed):
         print(line)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
-    print(f"learn it: python main.py --data_path {shlex.quote(str(args.out.parent))} --data_file {args.out.name}")
+    place = {"data_path": str(args.out.parent), "data_file": args.out.name}
+    print(f"learn it: python main.py {' '.join(_typed(*flag) for flag in place.items())}")
     return 0
+
+
+def _typed(flag, value):
+    """What one types in a shell to give a flag of main.py this value."""
+    return f"--{flag}{'=' if value.startswith('-') else ' '}{shlex.quote(value)}"
 
 
 def main(arguments=None):

@@ -1,5 +1,6 @@
 """Files that a reader sees whole or not at all."""
 
+import errno
 import os
 import uuid
 from contextlib import contextmanager, suppress
@@ -12,10 +13,13 @@ ENDING = ".tmp"
 def writing(path, mode="wb"):
     """A file object ("wb", or "w" for text in UTF-8) whose content becomes `path` when the block ends well.
 
-    Written beside the target, synced to disk, then renamed. When the block or the writing fails, it vanishes and `path`
-    is what it was; OSError (a full disk, a vanished folder) is the caller's.
+    Written beside the target, synced to disk, then renamed. A symbolic link stays, and what it leads to is written.
+    When the block or the writing fails, it vanishes and `path` is what it was; OSError (a full disk, a vanished folder)
+    is the caller's.
     """
-    path = Path(path)
+    path = target_of(path)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     temporary = path.with_name(f"{_stem(path)}{uuid.uuid4().hex[:8]}{ENDING}")
     try:
         with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
@@ -35,9 +39,14 @@ def writing(path, mode="wb"):
             os.close(folder)
 
 
+def target_of(path):
+    """Where a file called so is, or would be: the end of its symbolic links. Of links in a circle it is one of them."""
+    return Path(os.path.realpath(path))
+
+
 def remove_leftovers(path):
     """Deletes what processes that were killed while writing `path` have left beside it. Nobody may be writing it."""
-    path = Path(path)
+    path = target_of(path)
     with suppress(OSError):
         for entry in os.listdir(path.parent):
             if entry.startswith(_stem(path)) and entry.endswith(ENDING):

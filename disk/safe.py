@@ -23,9 +23,17 @@ from disk import plain_numpy
 EXPANDS_FREELY, MOST_EXPANSION = 256 << 20, 100  # a file beyond both, bytes and times its size, is a bomb
 # what the pickle of plain tensors names. weights_only allows more, such as an array of as many bytes as one likes
 KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+NEW_KINDS = (  # whose tensors name the type of their numbers, and a storage of bytes
+    *("uint16", "uint32", "uint64"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
+STORAGE = "torch.storage UntypedStorage"  # harmless only as a part of what a pickle says of a tensor's memory
 HARMLESS = {
     "torch._utils _rebuild_tensor",
     "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    STORAGE,
+    *(f"torch {kind}" for kind in NEW_KINDS),
     "collections OrderedDict",
     *(f"torch {kind}Storage" for kind in KINDS),
 }
@@ -188,8 +196,9 @@ def check_pickle(pickled, also=()):
     pickled   bytes, or a file, which is read up to the pickle's end
     also      further names that it may have, as "module name"
     """
-    names, texts = set(), set()
+    names, texts, storages = set(), set(), _Storages()
     for operation, argument, _ in pickletools.genops(pickled):
+        storages.check(operation.name, argument)
         if operation.name == "PROTO" and argument != 2:
             raise OtherProtocol(
                 f"it is a pickle of protocol {argument}; only 2 is read: save it so, as torch.save does"
@@ -204,6 +213,38 @@ def check_pickle(pickled, also=()):
             texts.add(argument)
     if BYTES in names and any(map(_is_other_encoding, texts)):  # which may double the length, again and again
         raise pickle.UnpicklingError(f"GLOBAL {BYTES.replace(' ', '.')} in it is never run but for latin1")
+
+
+class _Storages:
+    """Refuses a pickle that does anything with STORAGE but to say where the memory of a tensor is.
+
+    Called, it would be as many bytes as one likes. It may come in ("storage", STORAGE, key, place, bytes), and nowhere
+    else: what follows it makes this tuple, of which nothing can be taken out again.
+    """
+
+    AFTER = (  # it, in a pickle of protocol 2
+        *(("BINUNICODE", "BINGET", "LONG_BINGET"), ("BINUNICODE", "BINGET", "LONG_BINGET")),
+        *(("BININT", "BININT1", "BININT2", "LONG1"), ("TUPLE",), ("BINPERSID",)),
+    )
+    PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+    GETS = ("GET", "BINGET", "LONG_BINGET")
+
+    def __init__(self):
+        self._places, self._is_last, self._due = set(), False, ()
+
+    def check(self, operation, argument):
+        """Takes one operation after another."""
+        if operation in self.PUTS:
+            (self._places.add if self._is_last else self._places.discard)(argument)
+            return
+        self._is_last = (operation == "GLOBAL" and argument == STORAGE) or (
+            operation in self.GETS and argument in self._places
+        )
+        if operation == "NONE" and self._due[:1] == (("TUPLE",),):
+            raise OtherProtocol("it has tensors of new types in the format before PyTorch 1.6; save it in a newer one")
+        if self._due and (self._is_last or operation not in self._due[0]):
+            raise pickle.UnpicklingError(f"GLOBAL {STORAGE.replace(' ', '.')} in it is never run")
+        self._due = self.AFTER if self._is_last else self._due[1:]
 
 
 def _is_other_encoding(text):

@@ -59,23 +59,25 @@ def defining(folder, line):
     And of those that cannot be understood and look as if they did.
     """
     names = sorted(file.name for file in pkgutil.iter_modules([str(folder)]) if not file.ispkg)
-    return [name for name in names if _defines(line.split()[1], line, _text(folder / f"{name}.py"))]
+    return [name for name in names if _defines(line.split()[1], line, _source(folder / f"{name}.py"))]
 
 
-def _text(path):
+def _source(path):
+    """The bytes of a file, of which Python knows the encoding; none where it cannot be read."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_bytes()
     except OSError:
-        return ""
+        return b""
 
 
 @cache
-def _defines(name, line, text):
-    if name not in text:
+def _defines(name, line, source):
+    if name.encode() not in source:
         return False
     try:
-        body = ast.parse(text).body
+        body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        text = source.decode("utf-8-sig", errors="replace")
         return any(each.startswith(line) and each[len(line) :][:1] in ("(", ":", " ") for each in text.splitlines())
     return any(name in _bound(node) or line == f"def {getattr(node, 'name', None)}" for node in body)
 
@@ -122,12 +124,12 @@ class _Class:
 
 
 class _File:
-    """The text of model/<name>.py."""
+    """The source of model/<name>.py."""
 
-    def __init__(self, name, text):
-        self.name, self.text = name, text
+    def __init__(self, name, source):
+        self.name = name
         try:
-            self.tree = ast.parse(text)
+            self.tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise Unreadable(f"it is no Python: {error}") from error
         self.bound = {bound: node for node in self.tree.body for bound in _bound(node)}
@@ -135,7 +137,7 @@ class _File:
     @classmethod
     def of(cls, name):
         try:
-            return _read(name, (HERE / f"{name}.py").read_text(errors="replace"))
+            return _read(name, (HERE / f"{name}.py").read_bytes())
         except OSError as error:
             raise Unreadable(f"it cannot be read ({error.strerror})") from error
 
@@ -238,5 +240,5 @@ class _File:
 
 
 @cache
-def _read(name, text):
-    return _File(name, text)
+def _read(name, source):
+    return _File(name, source)

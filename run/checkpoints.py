@@ -22,7 +22,6 @@ from run import provenance, saving
 
 FORMAT = "mer-checkpoint/3"
 ENDING = ".checkpoint"
-MOST_OF_NAME = 190  # letters of a run's name before its time
 KINDS = {"flags": dict, "data": str, "made_by": list, "name": str, "started": str, "seconds": dict, "experience": dict}
 
 
@@ -32,7 +31,7 @@ def load(path):
         content = safe.load(path, {"format": str} | KINDS)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r:.40}, not {FORMAT!r}")
-        if not re.fullmatch(rf"[^/\0]{{1,{MOST_OF_NAME}}}_\d{{4}}(_\d\d){{5}}_[0-9a-f]{{32}}", content["name"]):
+        if not re.fullmatch(rf"[^/\0]{{1,{saving.LONGEST_STEM}}}_\d{{4}}(_\d\d){{5}}_[0-9a-f]{{32}}", content["name"]):
             raise ValueError("its name is no run's")
         if not all(isinstance(value, float) and 0 <= value < 1e12 for value in content["seconds"].values()):
             raise ValueError("its seconds are no numbers")
@@ -59,7 +58,7 @@ def find(settings, data, code):
     settings   resolved
     data       identity of its tasks;  code: of the program
     """
-    pattern = f"{glob.escape(f'{settings.model}_{settings.data_file}_')}*{ENDING}"
+    pattern = f"{glob.escape(saving.name_stem(settings))}*{ENDING}"
     newest = {}
     for path in Path(settings.save_path).glob(pattern):
         with suppress(OSError):  # another process may be done with it

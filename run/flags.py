@@ -23,9 +23,15 @@ def interval(word):
     if word == "never":
         return None
     number, unit = (word[:-1], "seconds") if word.endswith("s") else (word, "minibatches")
-    if not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is none of N (minibatches), Ns (seconds), never; N is 1 or more")
-    return int(number), unit
+    try:
+        n = int(number) if number.isdecimal() else 0
+    except ValueError:  # thousands of digits
+        n = 0
+    if n < 1:
+        raise argparse.ArgumentTypeError(
+            f"{word!r:.99} is none of N (minibatches), Ns (seconds), never; N is 1 or more"
+        )
+    return n, unit
 
 
 interval.domain = "N|Ns|never"

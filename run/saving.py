@@ -1,6 +1,7 @@
 """What a run leaves: `<name>.txt` and `<name>.pt`, as the original writes them, `<name>.json` and `<name>.state`."""
 
 import datetime
+import hashlib
 import io
 import json
 import math
@@ -18,18 +19,29 @@ from errors import UserError
 from model.foreign import NoState
 from run import FORMAT, continuation, provenance
 
+LONGEST_STEM = 255 - len("_2000_01_01_00_00_00_") - 32 - len(".checkpoint")  # bytes that leave room for the rest
 ENDINGS = (continuation.ENDING, ".txt", ".pt", ".json")  # of a run's files, in the order in which they appear
 
 
 def new_name(settings):
     """<model>_<data_file>_<time>_<uuid4>, as the original names its files."""
     stamp = datetime.datetime.now().strftime("%Y_%m_%d_%H_%M_%S")
-    return f"{settings.model}_{settings.data_file}_{stamp}_{uuid.uuid4().hex}"
+    return f"{name_stem(settings)}{stamp}_{uuid.uuid4().hex}"
+
+
+def name_stem(settings):
+    """<model>_<data_file>_; of what is too long for the name of a file, the beginning and a digest of the whole."""
+    stem = f"{settings.model}_{settings.data_file}"
+    coded = os.fsencode(stem)
+    if len(coded) > LONGEST_STEM:
+        digest = hashlib.sha256(coded).hexdigest()[:16]
+        stem = f"{coded[: LONGEST_STEM - len(digest) - 1].decode(errors='ignore')}_{digest}"
+    return f"{stem}_"
 
 
 def check_writable(settings):
     """Makes the folder and a file like a result's there; raises UserError now rather than lose a run later."""
-    name = f"{settings.model}_{settings.data_file}_".ljust(len(new_name(settings)), "0")
+    name = name_stem(settings).ljust(len(new_name(settings)), "0")
     path = (
         Path(settings.save_path) / f"{name}.writable"
     )  # as long as the longest; if we die here the next run deletes it

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import re
+import shlex
 import sys
 from contextlib import suppress
 from types import MappingProxyType
@@ -307,7 +308,8 @@ def parse(words=None, before=None):
         )
     if os.path.basename(settings.data_file) != settings.data_file:
         folder, name = os.path.split(settings.data_file)
-        raise UserError(f"--data_file {settings.data_file} names a folder: say --data_path {folder} --data_file {name}")
+        say = f"--data_path {shlex.quote(folder)} --data_file {shlex.quote(name)}"
+        raise UserError(f"--data_file {settings.data_file} names a folder: say {say}")
     return settings
 
 

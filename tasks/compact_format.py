@@ -12,21 +12,44 @@ Members, for half = train and test, T tasks, N images of P pixels, D inputs:
 
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from disk.atomic import writing
+from disk.atomic import target_of, writing
 from disk.resources import available_memory, check_room
-from disk.safe import most_unpacked
+from disk.safe import DAMAGED, most_unpacked
 from errors import UserError
 from tasks import mnist
 from tasks.taskset import HALVES, Split, Task, TaskSet, numbered, plain_descriptor
 
 FORMAT = "mer-tasks/1"
 BLOCK_BYTES = 1 << 20  # read or written at once
+MEMBERS = {"about.npy", *(f"{half}_{of}.npy" for half in HALVES for of in ("images", "labels", "rows", "maps"))}
 REMEDY = "make it again (python get_data.py --help)"
+
+
+def check_replaceable(path):
+    """Raises UserError where there is something at the path that is no task file of ours: it cannot be made again."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; take another name for the task file")
+    if os.path.exists(path) and not (os.path.isfile(path) and _is_compact(path)):
+        raise UserError(
+            f"{path} is there already, and nothing tells that this program made it; take another name or folder for "
+            "the task file, or delete it"
+        )
+
+
+def _is_compact(path):
+    """Whether a file has what `write_compact` writes, and nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, *DAMAGED):
+        return False
+    return "about.npy" in names <= MEMBERS
 
 
 def write_compact(tasks, path):
@@ -46,7 +69,7 @@ def write_compact(tasks, path):
     }
     halves = {half: [getattr(task, half) for task in tasks.tasks] for half in HALVES}
     sizes = {id(split.images): split.images.nbytes for splits in halves.values() for split in splits}
-    check_room(path.parent, BLOCK_BYTES + (0 if of_mnist else sum(sizes.values())), path.name)
+    check_room(target_of(path).parent, BLOCK_BYTES + (0 if of_mnist else sum(sizes.values())), path.name)
     with writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         write_member(archive, "about", np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
         for half, splits in halves.items():

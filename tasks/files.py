@@ -3,6 +3,7 @@
 Two formats, told apart by content, not by name: the original's (original_format.py) and ours (compact_format.py).
 """
 
+import codecs
 import os
 import pickle
 import re
@@ -10,6 +11,8 @@ import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from disk.safe import DAMAGED, OtherProtocol
 from errors import UserError
@@ -27,7 +30,11 @@ SPLIT = "mnist_split"
 N_TASKS = {ROTATIONS: 20, "mnist_permutations": 20, "mnist_manypermutations": 100, SPLIT: None}
 OMNIGLOT = "omniglot_small"  # so can this, from the shipped drawings
 MOST_DEGREES = 3600
+GUIDE = "see docs/your_data.md"
 ZIP = b"PK\x03\x04"
+NPY = b"\x93NUMPY"
+PRINTED = bytes({*b"\t\n\r\f", *range(32, 256)} - {127})  # what texts are of, in whatever encoding but UTF-16
+MUCH = 4096  # bytes, of which no file but a text has only such
 
 
 def load_tasks(data_path, data_file, data_seed=0, mnist_path=None):
@@ -129,11 +136,18 @@ def read(path, name=None, remark=""):
     path, name = Path(path), name or Path(path).name
     origin = f"read from {path}{remark}"
     with reading(path, _remedy(path)) as file:
-        if file.read(4) != ZIP:
+        begin = file.read(6)
+        if begin == NPY:
+            raise UserError(f"{path} holds one array; save x and y with numpy.savez, and pack them: {GUIDE}")
+        if begin[:4] != ZIP:
             return read_original(path, name, f"{origin}, in the format before PyTorch 1.6", mapped=False)
         with zipfile.ZipFile(file) as archive:
             if "about.npy" in archive.namelist():
                 return read_compact(path, archive, name, origin)
+            if any(member.endswith(".npy") for member in archive.namelist()):
+                raise UserError(
+                    f"{path} is a zip file, but no task file; pack its arrays (python get_data.py pack): {GUIDE}"
+                )
             refuse_odd_zip(path, archive)
         return read_original(path, name, f"{origin}, memory-mapped", mapped=True)
 
@@ -141,6 +155,9 @@ def read(path, name=None, remark=""):
 @contextmanager
 def reading(path, remedy):
     """The file, open. What goes wrong with it in the block is a UserError, with the remedy."""
+    if path.is_dir():
+        remedy = "read its images into arrays (with PIL), save those with numpy.savez, and pack them"
+        raise UserError(f"{path} is no file but a folder; {remedy}: {GUIDE}")
     if not path.is_file():
         raise UserError(f"{path} is no file; a data file in .pt or .npz format is needed")
     try:
@@ -155,12 +172,36 @@ def reading(path, remedy):
         raise UserError(f"{path}: {error}") from error
     except (OSError, *DAMAGED) as error:
         carried = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and carried:
+        if isinstance(error, pickle.UnpicklingError) and carried and (kind := _odd_kind(carried[1])):
+            what = f"has {kind} tensors, which are not read"
+            remedy = "save others: .to(torch.int64) for integers, .float() for others, .dequantize() for quantized ones"
+        elif isinstance(error, pickle.UnpicklingError) and carried:
             what = f"carries code or objects of its own ({carried[1]}), which is never run"
+        elif _is_text(path):
+            what = "is text, and no .npz or .pt"
+            remedy = f"load it with numpy.loadtxt, save its arrays with numpy.savez, and pack them: {GUIDE}"
         else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             what = f"is damaged, or no data file ({reason})"
         raise UserError(f"{path} {what}; {remedy}") from error
+
+
+def _is_text(path):
+    """Whether a file is a text, such as a .csv, as far as its beginning tells."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(MUCH)
+    except OSError:
+        return False
+    is_utf16 = begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return is_utf16 or (begin != ZIP[: len(begin)] and not begin.translate(None, PRINTED))
+
+
+def _odd_kind(name):
+    """What tensors are that a pickle needs this name for, in a word; None where no tensor does."""
+    if name.startswith(("torch.Q", "torch._utils._rebuild_qtensor")):
+        return "quantized"
+    return name if isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype) else None
 
 
 def _remedy(path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from disk.atomic import writing
+from disk.atomic import target_of, writing
 from disk.resources import available_memory, check_room
 from disk.safe import check_pickles, load_plain
 from errors import UserError
@@ -24,7 +24,10 @@ from tasks.taskset import HALVES, IMAGE_SHAPE, MOST_TASKS, Split, Task, TaskSet,
 ODD_TENSORS = {
     *("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage"),
     *("torch.serialization _get_layout", "torch Size", "torch float32"),
+    *("torch ComplexFloatStorage", "torch ComplexDoubleStorage", "torch complex32"),
 }
+PARAMETER = "torch._utils _rebuild_parameter"  # of torch.nn: as plain as its tensor
+ALSO = ODD_TENSORS | {PARAMETER}
 LARGEST_INDEX = 4 << 20  # bytes of a file without its tensors; 10,000 tasks have 3 MB
 BLOCK_BYTES = 1 << 20  # written at once
 ALIGNMENT = 64  # tensors begin at multiples of it
@@ -55,7 +58,7 @@ def read_original(path, name, origin, mapped):
             "load it and save it again with a newer one on a larger machine, or have the tasks built without it"
         )
     with open(path, "rb") as file:
-        check_pickles(file, ODD_TENSORS)
+        check_pickles(file, ALSO)
     content = load_plain(path, mmap=mapped)
     train, test = (_sequence(path, half) for half in _sequence(path, content, 2))
     if len(train) != len(test):
@@ -108,9 +111,11 @@ class _Arrays:
 
 def _split(arrays, t, x, y):
     if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or x.dim() != 2:
-        raise UserError(f"{arrays.path}: the x of task {t} is {_kind(x)}; a float32 tensor (N, D) is needed")
+        remedy = ": save x.float()" if isinstance(x, torch.Tensor) and x.dtype != torch.float32 else ""
+        raise UserError(f"{arrays.path}: the x of task {t} is {_kind(x)}; a float32 tensor (N, D) is needed{remedy}")
     if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"{arrays.path}: the y of task {t} is {_kind(y)}; an integer tensor (N,) is needed")
+        remedy = ": save y.to(torch.int64)" if isinstance(y, torch.Tensor) else ""
+        raise UserError(f"{arrays.path}: the y of task {t} is {_kind(y)}; an integer tensor (N,) is needed{remedy}")
     return Split(arrays(x), arrays(y).astype(np.int64, copy=False))
 
 
@@ -146,7 +151,7 @@ def write_original(tasks, path):
             y = _Tensor(torch.LongStorage, len(tensors) + 1, (len(split),), [split.labels])
             tensors += [x, y]
             content[-1].append([task.descriptor, x, y])
-    check_room(path.parent, sum(tensor.n_bytes for tensor in tensors), path.name)
+    check_room(target_of(path).parent, sum(tensor.n_bytes for tensor in tensors), path.name)
     with writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open(zipfile.ZipInfo("archive/data.pkl"), "w") as index:
             _Pickler(index, protocol=2).dump(content)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from errors import UserError
-from tasks.compact_format import write_compact
+from tasks.compact_format import check_replaceable, write_compact
 from tasks.taskset import HALVES, MOST_OUTPUTS, Split, Task, TaskSet, numbered, some
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour and opacity: what tells (H, W, C) from (C, H, W)
@@ -53,7 +53,7 @@ class _Read(NamedTuple):
 def save(path, train, test, image_shape=None, class_ranges=None):
     """Writes tasks to a file that `main.py --data_file` reads; returns them as a TaskSet.
 
-    path          ends in .npz
+    path          ends in .npz; a task file that is there is replaced, anything else is not
     train, test   a list of one (x, y), or (name, x, y), for each task; NumPy arrays, PyTorch tensors, or what NumPy
                   makes an array of. x: examples of D inputs, or images (N, H, W), (N, C, H, W) or (N, H, W, C) with
                   1, 3 or 4 channels C; uint8, which stand for value / 255, bools, or floats, taken as they are.
@@ -67,11 +67,19 @@ def save(path, train, test, image_shape=None, class_ranges=None):
     nothing left behind.
     """
     path = Path(path)
-    if path.suffix != ENDING:
-        raise UserError(f"{path} does not end in {ENDING}: name the task file {path.with_suffix(ENDING).name}")
+    check_place(path)
     tasks = make_tasks(train, test, path.name, image_shape, class_ranges)
     write_compact(tasks, path)
     return tasks
+
+
+def check_place(path):
+    """Raises UserError where no task file may be written to this Path."""
+    if path.name in ("", "..") or "\0" in path.name:
+        raise UserError(f"{str(path)!r} is no name of a file: name the task file, such as tasks{ENDING}")
+    if path.suffix != ENDING:
+        raise UserError(f"{path} does not end in {ENDING}: name the task file {path.stem}{ENDING}")
+    check_replaceable(path)
 
 
 def make_tasks(train, test, name, image_shape=None, class_ranges=None):
@@ -99,10 +107,11 @@ def describe(tasks):
     lines = []
     for t, task in enumerate(tasks.tasks):
         classes = np.unique(np.concatenate([task.train.labels, task.test.labels]))
+        inputs = "x".join(map(str, tasks.image_shape)) if tasks.image_shape else f"{task.train.n_inputs:,}"
         kind = "uint8 / 255" if task.train.images.dtype == np.uint8 else "float32"
         lines.append(
             f"task {t} ({task.descriptor}): {len(task.train):,} training and {len(task.test):,} test examples of "
-            f"{task.train.n_inputs:,} inputs ({kind}, {_extent(task)}), {len(classes):,} classes"
+            f"{inputs} inputs ({kind}, {_extent(task)}), {len(classes):,} classes"
         )
         if missing := sorted(set(task.test.labels.tolist()) - set(task.train.labels.tolist())):
             lines.append(f"note: task {t} tests classes that it has no training examples of: {some(missing)}")
@@ -203,7 +212,11 @@ def array_of(place, letter, value):
             raise UserError(f"{place}: {letter} is a sparse, quantized or meta tensor; give a plain, dense one")
         value = value.detach().cpu().resolve_conj().resolve_neg()
         unknown = value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64)
-        return (value.float() if unknown else value).numpy()
+        try:
+            return (value.float() if unknown else value).numpy()
+        except (TypeError, RuntimeError):  # types that little can be done with, such as bits8
+            remedy = "give another type: .to(torch.int64) for integers, .float() for others"
+            raise UserError(f"{place}: {letter} is {kind_of(value)}; {remedy}") from None
     if np.ma.is_masked(value):
         raise UserError(f"{place}: {letter} is a masked array, where some are hidden; give the examples that count")
     if isinstance(value, str | bytes | dict | set | None):
@@ -332,7 +345,7 @@ def _labels(place, y):
         return y.argmax(axis=1).astype(np.int64)
     y = y.reshape(len(y))
     if y.dtype.kind == "f":
-        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y) < 1 << 53)
+        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y) < np.float64(1 << 53))
         if not whole.all():
             wrong = y[whole.argmin()]
             raise UserError(f"{place}: y is {kind_of(y)} with the label {wrong}; give one whole number for each class")

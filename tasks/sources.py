@@ -20,8 +20,8 @@ import torch
 from disk.resources import available_memory
 from disk.safe import check_pickles, load_plain, most_unpacked
 from errors import UserError
-from tasks.files import ZIP, reading
-from tasks.original_format import ODD_TENSORS
+from tasks.files import NPY, ZIP, reading
+from tasks.original_format import ALSO
 from tasks.pack import Examples, array_of, kind_of
 from tasks.taskset import HALVES, MOST_TASKS
 
@@ -94,7 +94,7 @@ def read(path):
                 if any(name.endswith(".npy") for name in archive.namelist()):
                     return _of_dictionary(path, _read_npz(path, archive))
         file.seek(0)
-        if file.read(6) == b"\x93NUMPY":
+        if file.read(6) == NPY:
             raise UserError(f"{path} holds one array, and examples need x and y; {REMEDY}")
         return _of_content(path, _read_torch(path, file, is_zip))
 
@@ -135,7 +135,7 @@ def _read_torch(path, file, is_zip):
             raise UserError(f"{path} is no file of torch.save: it unpacks to more than it holds; {REMEDY}")
     elif size > available_memory():
         raise UserError(f"{path} is larger than the free memory; split it, one task a file")
-    check_pickles(file, ODD_TENSORS)
+    check_pickles(file, ALSO)
     content = load_plain(path, mmap=is_zip)
     _check_sizes(path, content, size)
     return content

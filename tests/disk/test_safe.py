@@ -1,6 +1,7 @@
 """Plain values in a file: what is written can be read, whatever is not plain is refused, NumPy's values are plain."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -115,6 +116,46 @@ def test_tasks_with_numbers_of_numpy_as_descriptors(tmp_path):
     x, y = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
     torch.save([[[np.int64(4), x, y], [np.str_("b"), x, y]]] * 2, tmp_path / "tasks.pt")
     assert [task.descriptor for task in read(tmp_path / "tasks.pt").tasks] == [4, "b"]
+
+
+@pytest.mark.parametrize("kind", safe.NEW_KINDS)
+def test_tensors_of_new_types(kind, there_and_back):
+    whole = torch.arange(8.0).to(getattr(torch, kind))
+    again = there_and_back({"whole": whole, "parts": [whole[2:4], whole, whole.clone()]})
+    for one, other in zip((whole, whole[2:4], whole, whole), (again["whole"], *again["parts"]), strict=True):
+        assert one.dtype == other.dtype and one.float().equal(other.float())
+
+
+NEW = torch.zeros(3, dtype=torch.uint16)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.UntypedStorage,
+        lambda: Call(torch.UntypedStorage, 1 << 40),
+        lambda: [NEW, Call(torch.UntypedStorage, 1 << 40)],
+        lambda: [NEW, Call(torch._utils._rebuild_tensor_v3, Call(torch.UntypedStorage, 8), 0, (4,), (1,), False, {})],
+        lambda: ("storage", torch.UntypedStorage, "0", "cpu", 8),
+        lambda: ("storage", torch.UntypedStorage, "0", "cpu"),
+    ],
+)
+def test_a_storage_is_never_made_but_for_a_tensor(make, zipped):
+    file = io.BytesIO()
+    torch.save({"value": make()}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises((pickle.UnpicklingError, safe.OtherProtocol), match="is never run|has tensors of new types"):
+        safe.check_pickles(file)
+
+
+@pytest.mark.parametrize("way_back", [b"h\x05", b"j\x05\0\0\0"])
+def test_a_storage_that_is_remembered_is_not_called_either(way_back):
+    named = b"\x80\x02(X\x07\0\0\0storagectorch.storage\nUntypedStorage\nq\x05"
+    rest = b"X\x01\0\0\x000X\x03\0\0\0cpuK\x08tQ"
+    safe.check_pickle(named + rest + b".")
+    for call in (b"K\x08\x85R.", b"q\x06h\x06K\x08\x85R.", b"h\x05."):
+        with pytest.raises(pickle.UnpicklingError, match="never run"):
+            safe.check_pickle(named + rest + way_back + call)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

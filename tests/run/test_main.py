@@ -19,11 +19,14 @@ import main
 import metrics
 import model
 from model import engine
+from model.flags import PAPER
 from run import settings
 from run.experience import seed_everything
+from run.flags import RUN_FLAGS
 from run.stream import Stream
 
 ROOT = Path(main.__file__).parent
+NO_INTERVALS = ("soon", "0", "0s", "-1", "1.5", "²", "²s", "9" * 5000)
 QUICK = ["--model", "online", "--n_hiddens", 6, "--n_layers", 1, "--log_every", 5, "--lr", 0.1, "--threads", 1]
 
 
@@ -250,13 +253,17 @@ def test_a_table_of_one_task(task_file, run_main):
         ("--beta nan", r"--beta: 'nan' is not a finite number"),
         ("--s inf", r"--s: 'inf' is not a finite number"),
         ("--memory_strength -1", r"--memory_strength: -1.0 is too small"),
-        ("--checkpoint_every soon", r"--checkpoint_every: 'soon'"),
+        *(
+            (f"--checkpoint_every {word}", "is none of N .minibatches., Ns .seconds., never; N is 1")
+            for word in NO_INTERVALS
+        ),
         ("--engine turbo", r"--engine: invalid choice: 'turbo' \(choose from '?auto'?, '?native'?, '?reference'?\)"),
         ("--n_hidden 5", r"unrecognized arguments: --n_hidden 5"),
         ("--lr", r"--lr: expected one argument"),
         ("--model gem", r"--n_memories 0: gem keeps .*; give --n_memories 1 or more"),
         ("--model independent --n_hiddens 2", r"3 tasks share 2 hidden units .*use --n_hiddens 3 or more"),
         ("--data_file sub/tiny.pt", r"names a folder: say --data_path sub --data_file tiny.pt"),
+        ("--data_file a;b/c&d.pt", r"say --data_path 'a;b' --data_file 'c&d.pt'"),
         ("--data_file nowhere.pt", r"nowhere\.pt.*mnist_rotations\.pt, mnist_permutations\.pt,.*mnist_many"),
     ],
 )
@@ -280,6 +287,35 @@ def test_a_data_seed_that_nothing_reads_is_refused(task_file, run_main, tmp_path
     assert run_main(*QUICK, *data((shadow, "own.pt")), "--data_seed", 0).code == 0
     words = ("--data_seed", 7, "--samples_per_task", 1, "--log_every", 50)
     assert run_main(*QUICK, *data((folder, "mnist_rotations.pt")), *words).code == 0
+
+
+ODD_NUMBERS = (
+    "²",
+    "5²",
+    "²s",
+    "½",
+    "①",
+    "Ⅷ",
+    "٣",
+    "٣s",
+    "一",
+    "9" * 5000,
+    "9" * 5000 + "s",
+    "0" * 5000,
+    "1_0",
+    "",
+    "s",
+    "\0",
+)
+
+
+@pytest.mark.parametrize("flag", [*RUN_FLAGS, *PAPER], ids=lambda flag: flag.name)
+def test_odd_numbers_are_read_or_refused_with_the_rule(flag):
+    for word in ODD_NUMBERS:
+        try:
+            flag.parse(word)
+        except argparse.ArgumentTypeError as error:
+            assert str(error)
 
 
 def test_exit_code_of_the_process():

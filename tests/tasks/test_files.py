@@ -296,6 +296,62 @@ def test_what_is_refused(tmp_path, change, message, zipped):
         read(tmp_path / "file.pt")
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "uint32", "uint64"])
+def test_labels_of_any_integers(kind, tmp_path):
+    halves = content()
+    with_value((0, 1, 2), lambda y: y.to(getattr(torch, kind)))(halves)
+    with_value((0, 1, 1), torch.nn.Parameter)(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    torch.save(content(), tmp_path / "plain.pt")
+    assert equal(read(tmp_path / "file.pt"), read(tmp_path / "plain.pt"))
+
+
+ODD_KINDS = ("uint16", "float8_e5m2", "bfloat16", "complex64", "complex32", "bits8", "float4_e2m1fn_x2")
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("kind", ODD_KINDS)
+def test_other_types_are_named_with_the_remedy(kind, tmp_path):
+    """And are not taken for code."""
+    halves = content()
+    with_value((0, 0, 1), lambda x: torch.empty(20, 12, dtype=getattr(torch, kind)))(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    with pytest.raises(UserError, match=rf"(is|has) torch.{kind} .*\.float\(\)"):
+        read(tmp_path / "file.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_quantized_tensors_are_no_code(tmp_path):
+    halves = content()
+    with_value((0, 0, 1), lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8))(halves)
+    torch.save(halves, tmp_path / "file.pt")
+    with pytest.raises(UserError, match=r"has quantized tensors, which are not read; .*\.dequantize\(\)"):
+        read(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda path: path.write_text("1,2,3\n"),
+            "is text, and no .npz or .pt; load it with numpy.loadtxt, .* pack them",
+        ),
+        (lambda path: path.mkdir(), "is no file but a folder; read its images into arrays"),
+        (
+            lambda path: np.savez(path, x=np.zeros((2, 3)), y=np.arange(2)),
+            r"no task file; pack its arrays .python get_data.py pack.",
+        ),
+        (lambda path: np.save(path, np.zeros((2, 3))), "holds one array; save x and y with numpy.savez, and pack them"),
+    ],
+)
+def test_what_is_to_be_packed_first(make, message, tmp_path):
+    make(tmp_path / "file.npz")
+    if (tmp_path / "file.npz.npy").exists():
+        (tmp_path / "file.npz.npy").rename(tmp_path / "file.npz")
+    with pytest.raises(UserError, match=message):
+        load_tasks(tmp_path, "file.npz")
+
+
 def test_a_large_index_is_refused(tmp_path):
     torch.save([[["x" * 5_000_000]], []], tmp_path / "file.pt")
     with pytest.raises(UserError, match="too large an index"):
@@ -320,7 +376,7 @@ def test_foreign_files(tmp_path, make):
         return
     for foreign in (b"", b"PK\3\4", b"hello, world", b"\x80\2}.", bytes(5000), b"[1, 2]", b"\x1f\x8b" + bytes(100)):
         path.write_bytes(foreign)
-        with pytest.raises(UserError, match="is damaged, or no data file|is no task file"):
+        with pytest.raises(UserError, match="is damaged, or no data file|is no task file|is text, and no .npz"):
             read(path)
     np.savez(path.with_suffix(".npz"), x=np.zeros(3))
     with pytest.raises(UserError, match="is a zip file, but no task file"):

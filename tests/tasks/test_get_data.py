@@ -495,6 +495,16 @@ def test_generating_the_originals_format(tmp_path, monkeypatch, capsys):
     assert "mnist_permutations.pt is there too" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form, ending", [("compact", ".npz"), ("original", ".pt")])
+def test_generating_replaces_nothing_that_may_be_somebodys(form, ending, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(get_data.files, "build", lambda kind, **options: own_tasks())
+    path = tmp_path / f"mnist_permutations{ending}"
+    path.write_bytes(b"fetched, or my own")
+    words = ["permutations", "--generate", "--data_path", str(tmp_path), "--format", form]
+    assert get_data.main(words) == 2 and "is there already" in capsys.readouterr().err
+    assert path.read_bytes() == b"fetched, or my own"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from data_helpers import Evil, equal, own_tasks
 from hypothesis import HealthCheck, Phase, assume, event, given, settings
 from hypothesis import strategies as some
+from PIL import Image
 
 import get_data
 import tasks
+from disk import safe
 from errors import UserError
+from run import settings as run_settings
 from tasks.files import load_tasks, read, write_original
 from tasks.pack import array_of
 
@@ -343,6 +347,46 @@ def test_the_name_ends_as_it_should(tmp_path):
         tasks.save(tmp_path / "own.pt", [pair()], [pair()])
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "folder/..", "a\0b.npz"])
+def test_what_is_no_name_of_a_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    with pytest.raises(UserError, match="is no name of a file: name the task file, such as"):
+        tasks.save(path, [pair()], [pair()])
+
+
+def arrays_of(path):
+    np.savez(path, about=np.zeros(3), x=pair()[0], y=pair()[1])
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (arrays_of, "is there already, and nothing tells that this program made it; take another name"),
+        (lambda path: torch.save(pair(), path), "is there already"),
+        (lambda path: write_original(own_tasks(), path), "is there already"),
+        (lambda path: Path(path).write_text("notes"), "is there already"),
+        (lambda path: Path(path).touch(), "is there already"),
+        (lambda path: os.mkfifo(path), "is there already"),
+        (lambda path: (arrays_of("other.npz"), os.symlink("other.npz", path)), "is there already"),
+        (os.mkdir, "is a folder; take another name"),
+    ],
+)
+def test_only_task_files_are_replaced(make, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("out.npz")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=message):
+        tasks.save("out.npz", [pair()], [pair()])
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_task_file_is_replaced(tmp_path):
+    for seed in (0, 1):
+        found = tasks.save(tmp_path / "out.npz", [pair(seed=seed)], [pair()])
+        assert read(tmp_path / "out.npz").identity == found.identity
+
+
 # files
 
 
@@ -391,6 +435,41 @@ def test_a_file_by_another_name_is_no_test(pack):
         assert code == 2 and found is None and "is given to train and to test on; give other examples" in said
 
 
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("way", [None, os.symlink, os.link])
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_what_is_packed_is_not_replaced(half, way, is_ours, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in HALVES:
+        if is_ours and name == half:
+            tasks.save(f"{name}.npz", [pair()], [pair()])
+        else:
+            np.savez(f"{name}.npz", x=pair()[0], y=pair()[1])
+    if way is None:
+        os.rename(f"{half}.npz", "out.npz")
+    else:
+        way(f"{half}.npz", "out.npz")
+    names = {name: f"{name}.npz" for name in HALVES} | ({} if way else {half: "out.npz"})
+    before = Path("out.npz").read_bytes()
+    assert get_data.main(["pack", "out.npz", "--train", names["train"], "--test", names["test"]]) == 2
+    why = f"out.npz is to be read ({names[half]}), and would be replaced; take another name"
+    assert why in capsys.readouterr().err
+    assert Path("out.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [".", "my runs", "-x", "it's $HOME"])
+@pytest.mark.parametrize("name", ["out.npz", "my tasks.npz", "-x.npz", "a'b;c.npz", "two\nlines.npz"])
+def test_the_command_that_is_printed_is_understood(folder, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs(folder, exist_ok=True)
+    for half in HALVES:
+        np.savez(f"{half}.npz", x=pair()[0], y=pair()[1])
+    assert get_data.main(["pack", "--train", "train.npz", "--test", "test.npz", "--", f"{folder}/{name}"]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("learn it: ")[2])
+    found = run_settings.parse(words[2:])
+    assert words[:2] == ["python", "main.py"] and (found.data_path, found.data_file) == (folder, name)
+
+
 def test_a_name_that_stdout_cannot_show(tmp_path):
     for name in (b"\xff.npz", b"b.npz"):
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
@@ -429,6 +508,49 @@ def test_ways_to_save_a_pair(pack, way):
     code, said, found = pack("--train", saved(way, *train, "training"), "--test", saved(way, *test, "test"))
     assert code == 0, said
     is_of(found, [train], [test])
+
+
+INTEGERS_OF_PYTORCH = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("kind", (*INTEGERS_OF_PYTORCH, "float16", "bfloat16", "float64", "bool"))
+def test_labels_of_any_type_of_pytorch(pack, kind):
+    (x, y), test = pair(n_classes=2), pair(seed=1, n_classes=2)
+    torch.save((torch.from_numpy(x), torch.from_numpy(y).to(getattr(torch, kind))), "a.pt")
+    np.savez("b.npz", *test)
+    code, said, found = pack("--train", "a.pt", "--test", "b.npz")
+    assert code == 0, said
+    is_of(found, [(x, y)], [test])
+
+
+FLOATS_OF_PYTORCH = ("float16", "bfloat16", "float64", *(kind for kind in safe.NEW_KINDS if kind.startswith("float")))
+
+
+@pytest.mark.parametrize("holder", [torch.Tensor, torch.nn.Parameter])
+@pytest.mark.parametrize("kind", FLOATS_OF_PYTORCH)
+def test_floats_of_any_size_of_pytorch(pack, kind, holder):
+    x = torch.tensor([0.5, 1, 2, 4, 0.25, 1]).expand(6, 6).contiguous().to(getattr(torch, kind))
+    for name in ("a", "b"):
+        torch.save((x if holder is torch.Tensor else holder(x), torch.arange(6) % 3), f"{name}.pt")
+    code, said, found = pack("--train", "a.pt", "--test", "b.pt")
+    assert code == 0, said
+    assert found.tasks[0].train.inputs().equal(x.float())
+
+
+ODD = ("complex64", "complex128", "complex32", "bits8", "float4_e2m1fn_x2")
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("kind", ODD)
+def test_other_types_of_pytorch_are_named(pack, kind):
+    """And are not taken for code."""
+    x, y = torch.empty(6, 4, dtype=getattr(torch, kind)), torch.arange(6)
+    torch.save((x, y), "a.pt")
+    torch.save((torch.rand(6, 4), y), "b.pt")
+    code, said, found = pack("--train", "a.pt", "--test", "b.pt")
+    assert code == 2 and found is None and "code" not in said and "float" in said.partition(kind)[2], said
+    with pytest.raises(UserError, match=f"x is {kind} .6, 4.; give"):
+        tasks.save("c.npz", [(x, y)], [(x, y)])
 
 
 def keras(name, train, test):
@@ -488,6 +610,45 @@ def test_flags_of_packing(pack):
     assert "either none, or START:STOP" in pack(*files, "--class_ranges", "0:5", "none")[1]
 
 
+@pytest.mark.parametrize(
+    "shape, given, said",
+    [((32, 32, 3), (3, 32, 32), "3x32x32"), ((784,), (1, 28, 28), "1x28x28"), ((9, 9), None, "81")],
+)
+def test_the_shape_is_said(pack, shape, given, said):
+    np.savez("a.npz", x=pair(shape=shape)[0], y=pair()[1])
+    np.savez("b.npz", x=pair(shape=shape, seed=1)[0], y=pair()[1])
+    words = ["--image_shape", *given] if given else []
+    assert f"6 test examples of {said} inputs (uint8" in pack("--train", "a.npz", "--test", "b.npz", *words)[1]
+
+
+def test_what_the_guide_makes_of_a_csv_and_of_images_is_packed(pack):
+    """The lines of docs/your_data.md, on files as they say."""
+    guide = (Path(get_data.__file__).parent / "docs" / "your_data.md").read_text()
+    of_text, of_images = (block for block in guide.split("```")[1::2] if "np.savez(" in block)
+    Path("a.csv").write_text("width,height,label\n0.5,1,3\n2.5,3,4\n")
+    exec(of_text.removeprefix("python"), {})
+    os.rename("a.npz", "b.npz")
+    exec(of_text.removeprefix("python"), {})
+    code, said, found = pack("--train", "a.npz", "--test", "b.npz")
+    assert code == 0 and found.tasks[0].train.inputs().tolist() == [[0.5, 1], [2.5, 3]] and found.labels == [3, 4]
+    for name, size, colour in (("cat/1", (40, 50), "red"), ("dog/1", (32, 32), "blue"), ("dog/2", (9, 9), "blue")):
+        Path("a", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("P" if colour == "red" else "RGB", size, colour).save(f"a/{name}.png")
+    exec(of_images.removeprefix("python"), {})
+    os.rename("a.npz", "b.npz")
+    exec(of_images.removeprefix("python"), {})
+    code, said, found = pack("--train", "a.npz", "--test", "b.npz", "--image_shape", 3, 32, 32)
+    assert code == 0 and found.image_shape == (3, 32, 32) and found.tasks[0].train.labels.tolist() == [0, 1, 1]
+    red, *blue = found.tasks[0].train.inputs().view(3, 3, -1).mean(2).tolist()
+    assert red == [1, 0, 0] and blue == [[0, 0, 1]] * 2
+
+
+TEXTS = (
+    *(b"1,2,3\n", b"x,y\r\n1,2\r\n", b".5\t1", b"(1, 2)", b"80\n", "größe,y\n".encode(), "größe,y\n".encode("latin1")),
+    *("\ufeffx,y\n".encode(), "x,y\n1,2\n".encode("utf-16"), b"1,2\n" * 100_000),
+)
+
+
 def big_ones(path):
     torch.save((torch.zeros(1, 1).expand(1 << 20, 784), torch.zeros(1).long().expand(1 << 20)), path)
 
@@ -528,9 +689,10 @@ def big_ones(path):
         (lambda path: torch.save(Evil("executed"), path), "carries code or objects of its own .*never run"),
         (lambda path: torch.save(torch.utils.data.TensorDataset(*map(torch.tensor, pair())), path), "carries code"),
         (big_ones, "tensors that overlap, or are larger than the file"),
-        (lambda path: Path(path).write_text("1,2,3\n"), "is damaged, or no data file"),
+        *((lambda path, text=text: Path(path).write_bytes(text), "is text, .*loadtxt.*savez") for text in TEXTS),
+        (lambda path: Path(path).write_bytes(b"a\0b"), "is damaged, or no data file"),
         (lambda path: None, "a.npz is no file"),
-        (lambda path: os.mkdir(path), "a.npz is no file"),
+        (lambda path: os.mkdir(path), r"a.npz is no file but a folder; read its images into arrays \(with PIL\)"),
         (lambda path: tasks.save(path, [pair()], [pair()]), "is a task file already: give it to main.py --data_file"),
     ],
 )
