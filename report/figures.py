@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 
 import matplotlib
@@ -21,9 +21,8 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from disk.resources import n_usable_cores
@@ -211,10 +210,16 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
     return figure, list(axes.flat[:n]), columns
 
 
+@cache
+def _font(weight):
+    return get_font(findfont(FontProperties(weight=weight)))
+
+
 def _inches(text, size=9.0, weight="normal"):
-    return (
-        TextPath((0, 0), text.replace("$", "S"), prop=FontProperties(size=size, weight=weight)).get_extents().width / 72
-    )
+    font = _font(weight)
+    font.set_size(size, 72)
+    font.set_text(text)
+    return font.get_width_height()[0] / 64 / 72
 
 
 def fitted(text, inches, size=9.0, weight="normal"):

@@ -346,6 +346,7 @@ def test_names_of_any_length_have_their_place(tmp_path, name, n_names):
             saved = small("gem", memory=memory, seed=i)
             saved["model"] = saved["args"]["model"] = f"my_own_variant_of_replay_with_a_very_long_name_{i}"
             factory.write_json(tmp_path / str(i), saved)
+    factory.write_json(tmp_path, small("online"))  # without a memory
     with figures.matplotlib.rc_context(figures.STYLE):
         figure = drawn_of(found_in(tmp_path)[0], name)
         figure.draw_without_rendering()
