@@ -146,3 +146,8 @@ GROUPS = {
 }
 RUN_FLAGS = (MODEL, NETWORK, *(flag for group in GROUPS.values() for flag in group))
 PLACES = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs
+
+
+def words_of(name, text):
+    """The words of a command line that give a flag this text."""
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]

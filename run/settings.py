@@ -313,6 +313,18 @@ def parse(words=None, before=None):
     return settings
 
 
+def texts(words, settings):
+    """{name: text} of a command line that `parse` made these settings of: the text as it was typed, or what a flag
+    without a word stands for; of --learner_flag [(name, text)].
+    """
+    learners = model.read_all() | {settings.model: settings.learner}
+    parser = make_parser(learners, settings.model, f"networks/{settings.network}")
+    for action in parser._option_string_actions.values():
+        if action.dest not in ("learner_flag", "help"):
+            action.type, action.choices, action.const = None, None, as_text(action.const)
+    return vars(parser.parse_args(words))
+
+
 def _named_in(words, flag, before):
     """The learner, or the network, that a command line names, or `before`; all else of it is looked at later."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

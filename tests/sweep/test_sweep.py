@@ -16,9 +16,12 @@ import torch
 
 import model
 from disk import locks
+from errors import UserError
 from model.declared import Declared
+from model.flags import Flag, yes_no
 from report import pack
 from run import provenance, settings
+from run.flags import RUN_FLAGS
 from sweep import __main__ as command_line
 from sweep import commands, conduct, job, tuning, work
 from sweep.commands import Command
@@ -158,6 +161,7 @@ def test_filters(words, n, listed, run_sweep):
         "--model online --shuffle_tasks --lr 0.1",
         "--model online --keep_state --shuffle_tasks",
         "--model=online --lr=0.1 --samples_per_task -1 --finetune",
+        "--model online --data_file=-x.pt --data_path d --n_epochs 1 --n_epochs 2",
         "--model plain --learner_flag a=1 --learner_flag b=x=y --seed=3",
     ],
 )
@@ -172,6 +176,51 @@ def test_a_command_means_what_it_does_on_the_command_line(line, monkeypatch):
     assert command.reads("lr") and command.reads("gamma") == (command.args.model == "plain"), (
         "which may read what it likes"
     )
+
+
+def with_bare_flags():
+    own = {name: settings.flags_of(learner) for name, learner in model.read_all().items()}
+    return [(name, flag) for name in ("online", *own) for flag in own[name] if flag.bare is not None] + [
+        ("online", flag) for flag in RUN_FLAGS if flag.bare is not None and flag.name not in (*commands.PLACES, "cuda")
+    ]
+
+
+@pytest.mark.parametrize("then", [[], ["--seed=3"], ["--n_epochs", "2"]], ids=" ".join)
+@pytest.mark.parametrize("name, flag", with_bare_flags(), ids=lambda it: getattr(it, "name", it))
+def test_every_flag_may_be_bare_that_main_takes_bare(name, flag, then):
+    words = ["--model", name, f"--{flag.name}", *then]
+    command = Command.of(words)
+    assert settings.parse(commands.words(command.flags)).as_dict() == settings.parse(words).as_dict()
+    assert command.flags[flag.name] == settings.as_text(flag.bare) and command.has_seed == ("--seed=3" in then)
+
+
+@pytest.mark.parametrize("bare, parse", [(True, yes_no), (7.0, float), ("-7", str)])
+def test_a_stranger_s_own_flag_may_be_bare(bare, parse, monkeypatch):
+    load, known = model.load, model.read_all()
+    net = type("Net", (torch.nn.Module,), {"flags": (Flag("loud", parse, bare, "", bare=bare),)})
+    monkeypatch.setattr(model, "load", lambda name: net if name == "plain" else load(name))
+    monkeypatch.setattr(model, "read_all", lambda: known | {"plain": Declared("common")})
+    words = ["--model", "plain", "--loud", "--seed=3"]
+    command = Command.of(words)
+    assert command.flags == {"model": "plain", "loud": settings.as_text(bare), "seed": "3"} and command.has_seed
+    assert settings.parse(commands.words(command.flags)).as_dict() == settings.parse(words).as_dict()
+
+
+@pytest.mark.parametrize(
+    "lines, n",
+    [
+        (["python main.py --model online \\", "  --lr 0.1 \\", "  --n_epochs 2"], 1),
+        (["python main.py --model online --lr 0.1 --n_epochs 2 \\"], 1),
+        (["python main.py --model online --lr 0.\\", "1 --n_epochs 2 # so \\", "python main.py --model gem"], 2),
+        (["# so \\", "python main.py --model online --lr 0.1 --n_epochs 2", "python main.py --model gem"], 2),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_line_that_ends_in_a_backslash_goes_on(lines, n, end):
+    first, *rest = commands.read([line + end for line in lines], "it")
+    assert first.flags == {"model": "online", "lr": "0.1", "n_epochs": "2"} and len(rest) == n - 1
+    with pytest.raises(UserError, match=f"it, line {len(lines) + 1}: argument --lr"):
+        commands.read([*lines[:-1], "", "python main.py --lr \\", " x \\"], "it")
 
 
 # what an experiment is
