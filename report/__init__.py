@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from disk.names import said, without_ending
 from errors import UserError
 from model.flags import same_size
 from report.read import check_places, read_results
@@ -31,8 +32,7 @@ def some_runs(places, data=(), learners=(), sizes=()):
 
 def _names(file):
     """What a data file may be called."""
-    stem = file.rpartition(".")[0]
-    return file, stem, stem.removeprefix("mnist_")
+    return file, without_ending(file), said(file)
 
 
 def _only(runs, flag, wanted, attribute, agrees):

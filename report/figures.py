@@ -6,8 +6,10 @@ returns the figure and perhaps more to say of it, or else a sentence: why there 
 figure's heading and caption.
 """
 
+import hashlib
 import io
 import re
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -85,6 +87,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mer",
     "pdf.fonttype": 42,
+    "text.parse_math": False,
 }
 BARS = {
     "RA": "Retained accuracy, RA",
@@ -159,8 +162,9 @@ def draw(job):
     function, data, *arguments = job
     title, caption = (" ".join(part.split()) for part in function.__doc__.split("\n\n"))
     title = title.removesuffix(".")
-    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (function.__name__, data))))
-    with matplotlib.rc_context(STYLE):
+    name = "_".join(filter(None, (function.__name__, data and _file_name(data))))
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the SVG leaves them to the reader's own fonts
         made = function(*arguments)
         if isinstance(made, str):
             return Drawing(name, data, title, made)
@@ -176,6 +180,12 @@ def draw(job):
     if tables.UNKNOWN_DATA.encode() in made["svg"]:
         more.append(UNKNOWN_DATA)
     return Drawing(name, data, title, " ".join([caption, *more]), 72 * figure.get_figwidth(), **made)
+
+
+def _file_name(data):
+    """A data set's name as a part of file names: of its letters and digits, with a hash where that loses something."""
+    plain = re.sub(r"[^\w.-]+", "_", data)[:60]
+    return plain if plain == data else f"{plain}_{hashlib.sha256(data.encode()).hexdigest()[:8]}"
 
 
 def representatives(found):
@@ -200,18 +210,23 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
     for axis in axes.flat[:n]:
         axis.xaxis.set_tick_params(labelbottom=True)
     if labels:
-        figure.legend(
-            handles=[Line2D([], [], label=name, **look[label]) for name, label in zip(names, labels, strict=True)],
+        legend = figure.legend(
+            [Line2D([], [], **look[label]) for label in labels],
+            [str(place) for place in range(len(labels))],
             loc="outside upper left",
             ncols=-(-len(labels) // legend_rows),
             handlelength=2.6,
             columnspacing=1.3,
             fontsize=9,
         )
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name)  # only now: as a label one that begins with _ is left out
     return figure, list(axes.flat[:n]), columns
 
 
 def _inches(text, size=9.0, weight="normal"):
+    if not text.strip():
+        return 0.0
     return (
         TextPath((0, 0), text.replace("$", "S"), prop=FontProperties(size=size, weight=weight)).get_extents().width / 72
     )

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 
 import model
+from disk import names
 from disk.resources import n_usable_cores
 from disk.safe import are_plain
 from errors import UserError
@@ -310,6 +311,9 @@ def parse(words=None, before=None):
         folder, name = os.path.split(settings.data_file)
         say = f"--data_path {shlex.quote(folder)} --data_file {shlex.quote(name)}"
         raise UserError(f"--data_file {settings.data_file} names a folder: say {say}")
+    for flag, name in ("model", settings.model), ("data_file", settings.data_file):
+        if not names.is_name(name):
+            raise UserError(f"--{flag} {name!r:.80}: {names.RULE}, or no report could show it; rename the file")
     return settings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import model
+from disk.names import said
 from errors import UserError
 from model.flags import memory_size, same_size
 from run import settings
@@ -58,7 +59,7 @@ class Command:
     @property
     def data(self):
         """The data file's name as one says it: rotations for mnist_rotations.pt."""
-        return self.args.data_file.rsplit(".", 1)[0].removeprefix("mnist_")
+        return said(self.args.data_file)
 
     @property
     def n_memories(self):

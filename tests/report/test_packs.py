@@ -119,12 +119,12 @@ def test_a_damaged_pack_is_skipped_whole_and_not_added_to(folder, tmp_path):
 def test_a_hostile_pack_costs_little(tmp_path):
     with gzip.open(tmp_path / "long.jsonl.gz", "wb", 1) as file:
         for _ in range(3):
-            file.write(b" " * (read.MOST_BYTES // 2))
+            file.write(b" " * (read.MOST_TOLD // 2))
     with gzip.open(tmp_path / "many.jsonl.gz", "wb", 1) as file:
         file.write(b'{"format": "mer-runs/1"}\n' + b"{}\n" * (read.MOST_RUNS + 1))
     runs, skipped = read.read_results(tmp_path)
     assert not runs and {it.path: it.reason for it in skipped} == {
-        "long.jsonl.gz": "a line is larger than 64 MiB",
+        "long.jsonl.gz": "a line is larger than 512 MiB",
         "many.jsonl.gz": f"more than {read.MOST_RUNS} runs",
     }
 
