@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from errors import UserError
-from model.flags import integer, listed
+from model.flags import integer, listed, nonempty
 from report import make_report, pack, some_runs, summary, tables
 
 
@@ -72,6 +72,7 @@ def print_table(arguments):
     add_filters(parser)
     parser.add_argument(
         "--than",
+        type=nonempty,
         metavar="LEARNER",
         help="mark by * the RAs that differ from this learner's at the same memory size (p < 0.05, Holm's correction)",
     )
@@ -95,12 +96,18 @@ def report_runs(arguments):
         "python -m report table PLACE… prints one table of RA and BTI as Markdown.",
     )
     add_filters(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder to write to (report in the first place)")
+    parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder to write to (report in the first place)")
     parser.add_argument(
-        "--run", metavar="NAME", help="run whose accuracy matrix is shown, or a part of its name (best RA)"
+        "--run",
+        type=nonempty,
+        metavar="NAME",
+        help="run whose accuracy matrix is shown, or a part of its name (best RA)",
     )
     parser.add_argument(
-        "--commands", metavar="FILE", help="lines `python main.py …` that should have been run: names what has no runs"
+        "--commands",
+        type=nonempty,
+        metavar="FILE",
+        help="lines `python main.py …` that should have been run: names what has no runs",
     )
     args = parser.parse_args(arguments)
     began = time.perf_counter()

@@ -156,6 +156,15 @@ def check_places(places):
             raise UserError(f"{place} cannot be read; check its permissions")
 
 
+def check_found(runs, skipped, places):
+    """Raises UserError where there are no runs in these places."""
+    if not runs:
+        why = "".join(f"\n  skipped {it.path}: {it.reason}" for it in skipped[:5])
+        more = f"\n  … and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        shown = ", ".join(map(str, places))
+        raise UserError(f"{shown} holds no finished runs; make some with python main.py --save_path …{why}{more}")
+
+
 def read_results(*places):
     """([Run], [Skipped]) of all in these folders, with their subfolders, and packs; each run once, in order of path."""
     found = [it for it, _ in records(*places)]
@@ -465,7 +474,7 @@ def run_of(saved, name, shown):
         history=history,
         **evaluated,
         **_earlier(saved.get("earlier")),
-        seconds=_as_float(_dict(saved.get("seconds")).get("total")),
+        seconds=as_float(_dict(saved.get("seconds")).get("total")),
         finished=_timestamp(saved.get("finished")) or 0.0,
         about=_about(saved, data),
     )
@@ -682,7 +691,7 @@ def _accuracies(saved, key, n_axes):
     return values.astype(np.float32)
 
 
-def _as_float(value):
+def as_float(value):
     """A number from 0 on, or text of one, as a float; None for anything else."""
     with suppress(TypeError, ValueError, OverflowError):
         return float(value) if 0 <= float(value) < 1e12 and value is not True else None

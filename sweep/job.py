@@ -96,10 +96,13 @@ def _read(path, modified, size):
         for saved in read.told_by(path):
             if saved.get("format") != FORMAT:
                 continue
-            with suppress(LookupError, TypeError, ValueError, AttributeError):  # it has no code, or odd values
+            # it has no code, or odd values
+            with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
                 failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
                 key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
-                found.append(Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure))
+                RA, seconds = read.as_float(saved["stats"]["RA"]), read.as_float(saved["seconds"]["total"])
+                if None not in (RA, seconds):
+                    found.append(Result(key, path, RA, seconds, failure))
     return found
 
 

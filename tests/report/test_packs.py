@@ -163,6 +163,17 @@ def test_wrong_places_and_names_are_said(folder, tmp_path, capsys):
     assert "5 runs" in said.out and "skipped half.json: foreign or half-written" in said.err
 
 
+def test_a_pack_of_nothing_is_not_written(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "results" / "half.json").write_text(content)
+        assert command_line.main(["pack", str(tmp_path / "results"), str(tmp_path / "all.jsonl.gz")]) == 2
+        said = capsys.readouterr()
+        assert "results holds no finished runs" in said.err and ("skipped half.json" in said.err) == bool(content)
+        assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 def test_three_hundred_runs_stay_small(tmp_path):
     """100 evaluations of 20 tasks each, as accuracies are: hits among 10,000."""
     for seed in range(6):

@@ -250,7 +250,7 @@ def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
         np.testing.assert_allclose(by_name[it["name"]].matrix, it["accuracy_matrix"], atol=1e-4)
 
 
-@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown"])
+@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown", "not_here", "_of_a_stranger"])
 def test_a_txt_tells_learner_and_data_apart(tmp_path, learner):
     saved = small("gem")
     saved["name"] = saved["name"].replace("gem_", f"{learner}_")
@@ -946,6 +946,23 @@ def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
         code, said = command(*arguments, capsys=capsys)
         assert code == 2 and said.err.startswith("error: ") and words in said.err, said.err
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("flag", ["--learner", "--data", "--memories", "--than", "--out", "--run", "--commands"])
+def test_empty_words_are_refused(folder, flag, capsys):
+    table = ["table"] if flag == "--than" else []
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([*table, str(folder), flag, ""])
+    assert stop.value.code == 2 and re.search(r"error: .*(has no value|is empty); give", capsys.readouterr().err)
+
+
+def test_what_is_missing_is_nothing_only_where_a_list_says_what_there_should_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    factory.write_json(tmp_path, small())
+    for expected, said in ((None, [page.UNLISTED]), ([{"model": "meralg1"}], ["Nothing."])):
+        report.make_report(tmp_path, out=tmp_path / "out", expected=expected)
+        text = (tmp_path / "out" / "report.md").read_text().partition("## What is missing")[2].partition("##")[0]
+        assert text.split("\n- ")[1:] == [f"{line}\n\n" if line == said[-1] else line for line in said]
 
 
 def test_data_and_run_choose(folder, tmp_path, capsys, monkeypatch):

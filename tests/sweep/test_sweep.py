@@ -1,6 +1,7 @@
 """The list of the paper's experiments, how a finished one is recognised, and what a sweep says and refuses."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -408,6 +409,16 @@ def test_of_an_experiment_the_newest_choice_counts(tmp_path, capsys):
         ("[]", "is no record of a tuning"),
         ('{"tuning_seeds": [1], "date": 3, "experiments": []}', "is no record of a tuning"),
         ('{"tuning_seeds": [1], "date": "3", "experiments": [{"points": []}]}', "is no record of a tuning"),
+        *(
+            (json.dumps({"tuning_seeds": [1], "date": "3", "experiments": [entry]}), "is no record of a tuning")
+            for entry in (
+                {"chosen_command": 5, "command": "python main.py", "points": [{"command": "python main.py"}]},
+                {"chosen_command": None, "command": [], "points": [{"command": "python main.py"}]},
+                {"chosen_command": "python main.py", "command": "python main.py", "points": [{"command": None}]},
+                {"chosen_command": "python main.py", "command": "python main.py", "points": 5},
+                5,
+            )
+        ),
         (None, "chose nothing for python main.py --model online: a run failed, or all diverged; tune it again"),
     ],
 )
@@ -418,6 +429,55 @@ def test_records_that_choose_nothing_are_named(content, message, tmp_path, capsy
     assert command_line.main(["chosen", str(path)]) == 2
     out, err = capsys.readouterr()
     assert message in err and "a.json" in err and not out
+
+
+STRANGE = {
+    "deep": "[" * 100_000,
+    "deep within": '{"format": "mer-result/1", "tuning_seeds": ' + "[" * 100_000,
+    "no object": '["mer-result/1"]',
+    "bytes": b"\xff\xfe\x00",
+    "endless number": '{"format": "mer-result/1", "date": ' + "1" * 10_000 + "}",
+    "seeds": '{"tuning_seeds": [[1]], "date": "3", "experiments": []}',
+    "one seed": '{"tuning_seeds": "12", "date": "3", "experiments": []}',
+    "experiments": '{"tuning_seeds": [1], "date": "3", "experiments": 3}',
+}
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
+def test_strange_json_ends_no_sweep_in_a_traceback(content, write, run_sweep, tmp_path, capsys):
+    """Among the results it is passed over; as a record it is named."""
+    folder = tmp_path / "sweep"
+    (folder / "tuning").mkdir(parents=True)
+    content = content if isinstance(content, bytes) else content.encode()
+    for path in (folder / "a.json", folder / "tuning" / "t.json"):
+        path.write_bytes(content)
+    assert job.finished(folder) == {}
+    code, out, err = run_sweep(3, "--commands", write("--model online"))
+    assert code == 2 and "t.json is no record of a tuning" in err and not out
+    assert command_line.main(["chosen", str(folder / "a.json")]) == 2
+    assert "a.json is no record of a tuning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), math.nan, math.inf, "x", None, [], {}, True], ids=lambda it: str(it)[:9]
+)
+@pytest.mark.parametrize(
+    "where", [("stats", "RA"), ("seconds", "total"), ("stats",), ("science", "lr"), ("failure",), ("code",)]
+)
+def test_an_odd_number_in_a_result_ends_no_sweep(value, where, tmp_path):
+    saved = {
+        **{"format": "mer-result/1", "status": "complete", "failure": None, "science": {"lr": 1}, "code": "c"},
+        **{"data": {"identity": "d"}, "stats": {"RA": 0.5}, "seconds": {"total": 1.0}},
+    }
+    (tmp_path / "good.json").write_text(json.dumps(saved | {"code": "other"}))
+    at = saved
+    for key in where[:-1]:
+        at = at[key]
+    at[where[-1]] = value
+    (tmp_path / "odd.json").write_text(json.dumps(saved))
+    found = job.finished(tmp_path)
+    assert {Path(it.path).name for it in found.values()} >= {"good.json"}
+    assert all(math.isfinite(it.RA) and math.isfinite(it.seconds) for it in found.values())
 
 
 def run_script(*words):
@@ -568,6 +628,29 @@ def test_refusals(line, words, message, write, run_sweep):
     code, out, err = run_sweep(*words, "--commands", write(line))
     assert code == 2 and message in err and not out
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--learner",),
+        ("--data",),
+        ("--memories",),
+        ("--grid", "lr=1,2", "--tuning_seeds"),
+        ("--save_path",),
+        ("--ray",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_empty_words_are_refused(words, value, write, capsys):
+    """They would select everything, silently."""
+    if words and words[-1] in ("--save_path", "--ray"):
+        value = ""
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["0", "--list", "--commands", str(write("--model online")), *words, value])
+    assert stop.value.code == 2 and re.search(r"error: .*(has no value|is empty); give", capsys.readouterr().err)
 
 
 def test_refused_files_and_folders(write, run_sweep, tmp_path):
