@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from disk.names import readable
 from errors import UserError
 from model.flags import integer, listed, nonempty
 from report import make_report, pack, some_runs, summary, tables
@@ -44,7 +45,7 @@ def pack_runs(arguments):
     n, skipped = pack.pack(args.places, args.out)
     for it in skipped:
         print(f"skipped {it.path}: {it.reason}", file=sys.stderr)
-    print(f"{args.out}: {n} runs, {Path(args.out).stat().st_size / 1e6:.2f} MB")
+    print(f"{readable(args.out)}: {n} runs, {Path(args.out).stat().st_size / 1e6:.2f} MB")
     return 0
 
 
@@ -117,7 +118,8 @@ def report_runs(arguments):
         f"{len(report.runs)} runs of {len(report.found)} experiments; {len(report.skipped)} files skipped, "
         f"{len(report.superseded)} older runs of the same seed not counted"
     )
-    print(f"{next(path for path in paths if path.suffix == '.html')} ({time.perf_counter() - began:.1f} s)")
+    page = next(path for path in paths if path.suffix == ".html")
+    print(f"{readable(str(page))} ({time.perf_counter() - began:.1f} s)")
     return 0
 
 

@@ -50,7 +50,7 @@ THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left
 NO_MATTER = {flag.name for flag in RUN_FLAGS if flag.role in (CHANCE, DATA, FREE, PLACE)} | {MODEL.name}
 
 MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model")
-_NAME = re.compile(r"(?P<model>[^_]+)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
+_NAME = re.compile(r"(?P<model>.[^_]*)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
 _FLAG = re.compile(r"\w{1,255}")
 
 

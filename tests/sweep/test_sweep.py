@@ -663,6 +663,14 @@ def test_refused_files_and_folders(write, run_sweep, tmp_path):
     assert code == 2 and "cannot be written: Not a directory; choose another --save_path" in err
 
 
+@pytest.mark.parametrize("label", ["x" * 300, "я" * 300, "😀" * 300, "start_from a/b.pt", "..", "a\x00b"], ids=ascii)
+def test_a_log_has_a_name_whatever_its_run_is_called(label, tmp_path):
+    one, other = (job.Job({}, label, key * 64, "", 1, False) for key in "01")
+    assert one.log_name != other.log_name
+    (tmp_path / one.log_name).write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [one.log_name]
+
+
 def test_without_ray(write, run_sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = run_sweep(1, "--commands", write("--model online"), "--ray", "auto")
