@@ -108,7 +108,24 @@ yes_no.domain = "yes|no"
 
 def listed(parse):
     """Parser of one or more values in a word: "0 1 2" or "0,1,2"."""
-    return lambda text: [parse(word) for word in text.replace(",", " ").split()]
+
+    def several(text):
+        words = text.replace(",", " ").split()
+        if not words:
+            raise argparse.ArgumentTypeError(f"{text!r} has no value; give one or more, with commas between them")
+        return [parse(word) for word in words]
+
+    return several
+
+
+def nonempty(text):
+    """Parser of any text but none, such as that of a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; give a text, or leave it out")
+    return text
+
+
+nonempty.domain = "text"
 
 
 # What the original's command line has, whichever the learner. A learner's `args` always hold these, and its own.

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from disk.names import said, without_ending
 from errors import UserError
 from model.flags import same_size
-from report.read import check_places, read_results
+from report.read import check_found, check_places, read_results
 
 
 def some_runs(places, data=(), learners=(), sizes=()):
@@ -18,11 +19,7 @@ def some_runs(places, data=(), learners=(), sizes=()):
     """
     check_places(places)
     runs, skipped = read_results(*places)
-    if not runs:
-        why = "".join(f"\n  skipped {it.path}: {it.reason}" for it in skipped[:5])
-        more = f"\n  … and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        shown = ", ".join(map(str, places))
-        raise UserError(f"{shown} holds no finished runs; make some with python main.py --save_path …{why}{more}")
+    check_found(runs, skipped, places)
     runs = _only(runs, "data", data, "data_file", lambda file, name: name in _names(file))
     runs = _only(runs, "learner", learners, "model", str.__eq__)
     runs = _only(runs, "memories", sizes, "memory", same_size)
@@ -31,8 +28,7 @@ def some_runs(places, data=(), learners=(), sizes=()):
 
 def _names(file):
     """What a data file may be called."""
-    stem = file.rpartition(".")[0]
-    return file, stem, stem.removeprefix("mnist_")
+    return file, without_ending(file), said(file)
 
 
 def _only(runs, flag, wanted, attribute, agrees):

@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+from disk.names import readable
 from errors import UserError
-from model.flags import integer, listed
+from model.flags import integer, listed, nonempty
 from report import make_report, pack, some_runs, summary, tables
 
 
@@ -44,7 +45,7 @@ def pack_runs(arguments):
     n, skipped = pack.pack(args.places, args.out)
     for it in skipped:
         print(f"skipped {it.path}: {it.reason}", file=sys.stderr)
-    print(f"{args.out}: {n} runs, {Path(args.out).stat().st_size / 1e6:.2f} MB")
+    print(f"{readable(args.out)}: {n} runs, {Path(args.out).stat().st_size / 1e6:.2f} MB")
     return 0
 
 
@@ -72,6 +73,7 @@ def print_table(arguments):
     add_filters(parser)
     parser.add_argument(
         "--than",
+        type=nonempty,
         metavar="LEARNER",
         help="mark by * the RAs that differ from this learner's at the same memory size (p < 0.05, Holm's correction)",
     )
@@ -95,12 +97,18 @@ def report_runs(arguments):
         "python -m report table PLACE… prints one table of RA and BTI as Markdown.",
     )
     add_filters(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder to write to (report in the first place)")
+    parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder to write to (report in the first place)")
     parser.add_argument(
-        "--run", metavar="NAME", help="run whose accuracy matrix is shown, or a part of its name (best RA)"
+        "--run",
+        type=nonempty,
+        metavar="NAME",
+        help="run whose accuracy matrix is shown, or a part of its name (best RA)",
     )
     parser.add_argument(
-        "--commands", metavar="FILE", help="lines `python main.py …` that should have been run: names what has no runs"
+        "--commands",
+        type=nonempty,
+        metavar="FILE",
+        help="lines `python main.py …` that should have been run: names what has no runs",
     )
     args = parser.parse_args(arguments)
     began = time.perf_counter()
@@ -110,7 +118,8 @@ def report_runs(arguments):
         f"{len(report.runs)} runs of {len(report.found)} experiments; {len(report.skipped)} files skipped, "
         f"{len(report.superseded)} older runs of the same seed not counted"
     )
-    print(f"{next(path for path in paths if path.suffix == '.html')} ({time.perf_counter() - began:.1f} s)")
+    page = next(path for path in paths if path.suffix == ".html")
+    print(f"{readable(str(page))} ({time.perf_counter() - began:.1f} s)")
     return 0
 
 

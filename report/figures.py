@@ -6,8 +6,10 @@ returns the figure and perhaps more to say of it, or else a sentence: why there 
 figure's heading and caption.
 """
 
+import hashlib
 import io
 import re
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -59,7 +61,8 @@ STYLE_SHEET = "@media screen and (prefers-color-scheme: dark) {{ {} }}".format(
     )
 )
 WIDTH, PANELS_WIDE, PANEL = 11.0, 3, 3.0  # inches, panels in a row, a panel's height
-MOST_OF_NAME = 1.7  # inches of a learner's name, which is of any length, beside a bar or in a legend
+MOST_OF_NAME = 1.7  # inches of a learner's name, which is of any length, beside a bar, above a panel or in a legend
+TITLED = 0.77  # share of a panel's width, with the room beside it, that a title may take
 STYLE = {
     "font.size": 9,
     "text.color": INK,
@@ -84,6 +87,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mer",
     "pdf.fonttype": 42,
+    "text.parse_math": False,
 }
 BARS = {
     "RA": "Retained accuracy, RA",
@@ -158,8 +162,9 @@ def draw(job):
     function, data, *arguments = job
     title, caption = (" ".join(part.split()) for part in function.__doc__.split("\n\n"))
     title = title.removesuffix(".")
-    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (function.__name__, data))))
-    with matplotlib.rc_context(STYLE):
+    name = "_".join(filter(None, (function.__name__, data and _file_name(data))))
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the SVG leaves them to the reader's own fonts
         made = function(*arguments)
         if isinstance(made, str):
             return Drawing(name, data, title, made)
@@ -175,6 +180,12 @@ def draw(job):
     if tables.UNKNOWN_DATA.encode() in made["svg"]:
         more.append(UNKNOWN_DATA)
     return Drawing(name, data, title, " ".join([caption, *more]), 72 * figure.get_figwidth(), **made)
+
+
+def _file_name(data):
+    """A data set's name as a part of file names: of its letters and digits, with a hash where that loses something."""
+    plain = re.sub(r"[^\w.-]+", "_", data)[:60]
+    return plain if plain == data else f"{plain}_{hashlib.sha256(data.encode()).hexdigest()[:8]}"
 
 
 def representatives(found):
@@ -199,14 +210,17 @@ def _grid(n, look, labels=(), wide=PANELS_WIDE, **options):
     for axis in axes.flat[:n]:
         axis.xaxis.set_tick_params(labelbottom=True)
     if labels:
-        figure.legend(
-            handles=[Line2D([], [], label=name, **look[label]) for name, label in zip(names, labels, strict=True)],
+        legend = figure.legend(
+            [Line2D([], [], **look[label]) for label in labels],
+            [str(place) for place in range(len(labels))],
             loc="outside upper left",
             ncols=-(-len(labels) // legend_rows),
             handlelength=2.6,
             columnspacing=1.3,
             fontsize=9,
         )
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name)  # only now: as a label one that begins with _ is left out
     return figure, list(axes.flat[:n]), columns
 
 
@@ -233,6 +247,10 @@ def fitted(text, inches, size=9.0, weight="normal"):
 
 def _title(axis, text, inches, size=9.5):
     axis.set_title(fitted(text, inches, size, "bold"), fontsize=size)
+
+
+def _memories(it):
+    return f" · {it.memory}" if it.memory else ""
 
 
 def _in_percent(value, _):
@@ -382,7 +400,9 @@ def task_curves(experiments, look):
             by_size[shelf.get(it.memory, 0)].append(it)
         rows += [(_labels(it for it in group if it.memory), by_size[size]) for size in sorted(by_size)]
     columns = max(max(len(sized), len(members)) for sized, members in rows)
-    figure = Figure(figsize=(max(WIDTH, 1.5 * columns), 1.75 * len(rows) + 0.4), layout="constrained")
+    longest = max(_inches(it.label + _memories(it), 8.5, "bold") for it in experiments)
+    wide = min(max(1.5, longest / TITLED), MOST_OF_NAME / TITLED)
+    figure = Figure(figsize=(max(WIDTH, wide * columns), 1.75 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     n_tasks = max(it.runs[0].n_tasks for it in experiments)
     unused = set(axes.flat)
@@ -390,7 +410,7 @@ def task_curves(experiments, look):
         for turn, it in enumerate(members):
             axis = line[sized.index(it.label) if it.memory else turn]
             unused.discard(axis)
-            _one_panel_of_curves(axis, it, 0.77 * figure.get_figwidth() / columns)
+            _one_panel_of_curves(axis, it, TITLED * figure.get_figwidth() / columns)
     axes[0, 0].set_xlim(0, n_tasks)
     axes[0, 0].set_ylim(0, 1)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -418,9 +438,8 @@ def _one_panel_of_curves(axis, it, inches):
         lines.append(np.column_stack((position[rows], mean[rows, task])))
     colours = [TASKS_LIGHT[task * MOST_CURVES // len(mean.T)] for task in tasks]
     axis.add_collection(LineCollection(lines, colors=colours, linewidths=[1.7] + [0.8] * (len(lines) - 1)))
-    memories = f" · {it.memory}" if it.memory else ""
-    name = fitted(it.label, inches - _inches(memories, 8.5, "bold"), 8.5, "bold")
-    axis.set_title(name + memories, fontsize=8.5, pad=3)
+    name = fitted(it.label, inches - _inches(_memories(it), 8.5, "bold"), 8.5, "bold")
+    axis.set_title(name + _memories(it), fontsize=8.5, pad=3)
 
 
 def memory(experiments, look):
@@ -530,7 +549,7 @@ def alignment_matrix(experiments):
     most = max(np.nan_to_num(np.abs(apart)).max(initial=0), 0.01)
     for place, (axis, it, mean) in enumerate(zip(axes, experiments, means, strict=True)):
         image = axis.imshow(mean, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
-        _title(axis, it.label + (f" · {it.memory}" if it.memory else ""), 0.75 * figure.get_figwidth() / columns)
+        _title(axis, it.label + _memories(it), TITLED * figure.get_figwidth() / columns)
         ticks = np.unique(np.linspace(1, len(mean), min(len(mean), 5)).round().astype(int))
         axis.set_xticks(ticks - 1, ticks)
         axis.set_yticks(ticks - 1, ticks)

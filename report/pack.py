@@ -21,7 +21,7 @@ def pack(places, out):
     """Adds the runs in these folders and packs to the pack `out`; returns (how many it has, [Skipped]).
 
     Each run is in it once, and none that was in it is lost. Raises UserError where a place or the pack cannot be read,
-    or the pack not be written.
+    there are no runs, or the pack cannot be written.
     """
     out = Path(out)
     if not out.name.endswith(read.PACK):
@@ -40,6 +40,7 @@ def pack(places, out):
                     else:
                         skipped.append(run)
             runs, _ = read.each_once(found)
+            read.check_found(runs, skipped, places)
             with writing(out) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
                 for line in (json.dumps({"format": read.PACK_FORMAT}).encode(), *(lines[id(run)] for run in runs)):
                     packed.write(line + b"\n")

@@ -1,7 +1,8 @@
 """What is handed out: report.md, report.csv, report.html and the figures' files."""
 
 import base64
-import re
+import shlex
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,10 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from disk.atomic import writing
+from disk.names import readable
 from errors import UserError
 from metrics import NAMES
 from report import figures, tables
 from report.read import Run, date
+from run.flags import words_of
 
 MOST_LISTED = 200  # skipped files named one by one
 
@@ -198,7 +201,7 @@ class Report:
             seeds, command = "unknown", "unknown: only a .txt is left"
             if it.settings is not None:
                 flags = {"model": it.model, "data_file": it.runs[0].data_file} | it.settings
-                command = " ".join(("python main.py", *(f"--{flag} {value}" for flag, value in flags.items())))
+                command = shlex.join(["python", "main.py", *(word for it in flags.items() for word in words_of(*it))])
                 seeds = tables.span(it.seeds)
             rows.append([it.data, it.label, _memory(it), seeds, command])
         return Table("Every experiment's settings", ["Data", "Experiment", "Memory#", "Seeds", "Command"], rows)
@@ -241,26 +244,36 @@ def _verdict(it):
 def write(report, out):
     """Writes report.md, report.csv, report.html and figures/*.png, *.pdf into the folder; returns the paths.
 
-    Each file appears whole or not at all, and replaces that of an earlier report. Raises UserError where out cannot
-    be written.
+    Each file appears whole or not at all, and replaces that of an earlier report; all are made before the first is
+    replaced. Raises UserError where out cannot be written.
     """
     out = Path(out)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        with writing(out / "report.csv", "w") as file:  # before the work: a folder that cannot be written
-            file.write(tables.as_csv(report.found))
-        drawings = figures.draw_all(report.found, report.shown)
-        contents = {"report.md": as_markdown(report, drawings), "report.html": as_html(report, drawings)}
-        for it in drawings:
-            files = {"png": it.png, "pdf": it.pdf}
-            contents |= {f"figures/{it.name}.{ending}": made for ending, made in files.items() if made}
+        with tempfile.TemporaryFile(dir=out):  # before the work: a folder that cannot be written
+            contents = _contents(report)
         for name, content in contents.items():
             with writing(out / name) as file:
-                file.write(content if isinstance(content, bytes) else content.encode())
+                file.write(content)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"--out {out} cannot be written: {why}; choose a folder that can") from error
-    return [out / "report.csv", *(out / name for name in contents)]
+    return [out / name for name in contents]
+
+
+def _contents(report):
+    """{path in the folder: bytes} of all files."""
+    drawings = figures.draw_all(report.found, report.shown)
+    made = {
+        "report.csv": tables.as_csv(report.found),
+        "report.md": as_markdown(report, drawings),
+        "report.html": as_html(report, drawings),
+    }
+    contents = {name: text.encode() for name, text in made.items()}
+    for it in drawings:
+        files = {"png": it.png, "pdf": it.pdf}
+        contents |= {f"figures/{it.name}.{ending}": drawn for ending, drawn in files.items() if drawn}
+    return contents
 
 
 def as_html(report, drawings):
@@ -291,7 +304,7 @@ def _render(template, report, drawings, **options):
         look=figures.looks(report.found),
         notices=notices(report),
         significance=SIGNIFICANCE,
-        missing=[*[UNLISTED] * (report.expected is None), *(report.gaps or ["Nothing."])],
+        missing=[*[UNLISTED] * (report.expected is None), *report.gaps] or ["Nothing."],
         not_counted=skipped_lines(report),
     )
 
@@ -359,11 +372,7 @@ def p_value(value):
 
 
 def _md(text):
-    """Text that means nothing else to Markdown, on one line."""
-    if isinstance(text, Markup):
-        return text
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
-    return re.sub(r"([\\`*\[\]<>|#~]|\b_|_\b)", r"\\\1", text)
+    return text if isinstance(text, Markup) else tables.markdown(text)
 
 
 def open_report(folder, skipped, runs, name=None, expected=None):
@@ -383,4 +392,4 @@ def open_report(folder, skipped, runs, name=None, expected=None):
             what = "no counted run has it" if not matches else f"{len(matches)} runs have it, {matches[0].name} first"
             raise UserError(f"--run {name} must be the name of one run, or a part of one name alone: {what}")
         shown = matches[0]
-    return Report(str(folder), found, superseded, skipped, expected, shown)
+    return Report(readable(str(folder)), found, superseded, skipped, expected, shown)

@@ -26,17 +26,20 @@ from functools import cache
 import numpy as np
 
 import metrics
+from disk import names
 from errors import UserError
 from model.flags import CHANCE, DATA, FREE, PAPER, PLACE, memory_size
 from run import FORMAT
 from run.flags import MODEL, RUN_FLAGS
 
 PACK, PACK_FORMAT = ".jsonl.gz", "mer-runs/1"  # a file of many runs: in its first line the format, then one in each
-MOST_BYTES = 64 * 2**20  # of a .json, a .txt, a pack's line, the pickle in a .pt, a .pt that cannot be mapped
+MOST_TOLD = 512 * 2**20  # bytes of a .json, a pack's line
+MOST_BYTES = 64 * 2**20  # of a .txt, the pickle in a .pt, a .pt that cannot be mapped
 MOST_RUNS = 100_000  # in a pack
 MOST_TEXT = 1000  # characters of a flag's value
+MOST_COUNT = 10**18 - 1  # of what is a whole number
 MOST_ROWS = 120  # evaluations of a run that are kept for the figures
-MOST_MEASURED = 1e30  # of an inner product of gradients in float32, so that sums of squares are finite
+MOST_MEASURED = 1e30  # of a note, and of an inner product of gradients in float32: sums of squares are finite
 ROUNDED = 2e-4  # how far a file's own numbers may be from ours: a .txt has four digits
 
 # folders that hold no runs to report: those of this program, and what tuning tried
@@ -47,9 +50,8 @@ THIS, ORIGINAL, TEXT = "this one", "the original", "unknown: only a .txt is left
 NO_MATTER = {flag.name for flag in RUN_FLAGS if flag.role in (CHANCE, DATA, FREE, PLACE)} | {MODEL.name}
 
 MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model")
-_NAME = re.compile(r"(?P<model>[A-Za-z0-9.-]+)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
-_PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,99}")
-_FLAG = re.compile(r"\w{1,60}")
+_NAME = re.compile(r"(?P<model>.[^_]*)_(?P<data>.+)_(?P<date>\d{4}(_\d\d){5})_[0-9a-f]{32}")
+_FLAG = re.compile(r"\w{1,255}")
 
 
 class Unreadable(Exception):
@@ -154,6 +156,15 @@ def check_places(places):
             raise UserError(f"{place} cannot be read; check its permissions")
 
 
+def check_found(runs, skipped, places):
+    """Raises UserError where there are no runs in these places."""
+    if not runs:
+        why = "".join(f"\n  skipped {it.path}: {it.reason}" for it in skipped[:5])
+        more = f"\n  … and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        shown = ", ".join(map(str, places))
+        raise UserError(f"{shown} holds no finished runs; make some with python main.py --save_path …{why}{more}")
+
+
 def read_results(*places):
     """([Run], [Skipped]) of all in these folders, with their subfolders, and packs; each run once, in order of path."""
     found = [it for it, _ in records(*places)]
@@ -171,7 +182,7 @@ def records(*places):
     for place in places:
         root = place if len(places) == 1 and os.path.isdir(place) else os.curdir
         for path, problem in _files_in(place):
-            shown = os.path.relpath(path, root)
+            shown = names.readable(os.path.relpath(path, root))
             if problem:
                 yield Skipped(shown, problem), None
             else:
@@ -211,13 +222,32 @@ def _files_in(place):
 
 
 def told_by(path):
-    """[what a file says of each of its runs, in the words of our .json], unchecked. Raises Unreadable or OSError."""
+    """[what a file says of each of its runs, in the words of our .json], unchecked, but that its texts can be printed.
+
+    Raises Unreadable or OSError, whatever the file is.
+    """
     ending = next((ending for ending in READERS if str(path).endswith(ending)), None)
     if ending is None:
         raise Unreadable(f"none of {', '.join(READERS)}")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Unreadable("not a regular file")
-    return [{"format": FORMAT} | saved if ending in (".pt", ".txt") else saved for saved in READERS[ending](path)]
+    try:
+        found = _readable(READERS[ending](path))
+    except (Unreadable, OSError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"cannot be read: {type(error).__name__}") from None
+    return [{"format": FORMAT} | saved if ending in (".pt", ".txt") else saved for saved in found]
+
+
+def _readable(value):
+    if isinstance(value, str):
+        return names.readable(value)
+    if isinstance(value, list):
+        return [_readable(it) if isinstance(it, str | list | dict) else it for it in value]
+    if isinstance(value, dict):
+        return {_readable(key): _readable(it) for key, it in value.items()}
+    return value
 
 
 def _records_in(path, shown):
@@ -226,13 +256,13 @@ def _records_in(path, shown):
     except Unreadable as error:
         beside = str(path).endswith(".pt") and os.path.exists(f"{str(path)[:-3]}.txt")
         yield Skipped(shown, f"{error}{'; remove it to have its .txt read' if beside else ''}"), None
-    except Exception as error:  # no file, however odd, may cost the report of the others
-        yield Skipped(shown, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"), None
+    except OSError as error:
+        yield Skipped(shown, f"cannot be read: {error.strerror or type(error).__name__}"), None
     else:
         for saved in found:
             name = saved.get("name")
-            if not (isinstance(name, str) and _NAME.fullmatch(name)):
-                name = os.path.basename(path).rpartition(".")[0]
+            if not (names.is_name(name) and _NAME.fullmatch(name)):
+                name = names.readable(os.path.basename(path).rpartition(".")[0])
             if _timestamp(saved.get("finished")) is None:
                 saved["finished"] = _date(name, path)
             place = f"{shown}: {name}" if shown.endswith(PACK) else shown
@@ -240,7 +270,7 @@ def _records_in(path, shown):
                 yield run_of(saved, name, place), saved | {"name": name}
             except Unreadable as error:
                 yield Skipped(place, str(error)), None
-            except Exception as error:
+            except Exception as error:  # no file, however odd, may cost the report of the others
                 yield Skipped(place, f"cannot be read: {type(error).__name__}"), None
 
 
@@ -249,7 +279,7 @@ def _records_in(path, shown):
 
 def read_json(path):
     """What one of our .json files says, as a list of one. Raises Unreadable or OSError."""
-    raw = _read_bytes(path)
+    raw = _read_bytes(path, MOST_TOLD)
     if FORMAT.split("/")[0].encode() not in raw:  # saves parsing large foreign files
         raise Unreadable("foreign or half-written: not a result of this program" if raw.strip() else "empty")
     return [_parse(raw)]
@@ -272,10 +302,15 @@ def read_pack(path):
 
 
 def _line(file):
-    line = file.readline(MOST_BYTES + 1)
-    if len(line) > MOST_BYTES:
-        raise Unreadable(f"a line is larger than {MOST_BYTES >> 20} MiB")
+    line = file.readline(MOST_TOLD + 1)
+    if len(line) > MOST_TOLD:
+        raise Unreadable(f"a line is larger than {MOST_TOLD >> 20} MiB")
     return line
+
+
+def read_object(path):
+    """The dictionary that a JSON file holds. Raises Unreadable or OSError, whatever the file is."""
+    return _readable(_parse(_read_bytes(path, MOST_TOLD)))
 
 
 def _parse(raw):
@@ -286,7 +321,7 @@ def _parse(raw):
     except ValueError:
         raise Unreadable("half-written or damaged: not valid JSON") from None
     if not isinstance(saved, dict):
-        raise Unreadable(f"its format is not {FORMAT!r}")
+        raise Unreadable("no JSON object: of no known format")
     return saved
 
 
@@ -357,12 +392,12 @@ def read_txt(path):
     parts = _NAME.fullmatch(os.path.basename(path).removesuffix(".txt"))
     if not parts:
         raise Unreadable("foreign: not named like a result")
-    lines = _read_bytes(path).decode("utf-8", "replace").split("\n")
+    lines = _read_bytes(path, MOST_BYTES).decode("utf-8", "replace").split("\n")
     try:
         empty = lines.index("")
-        names = {"Final Accuracy": "RA", "Backward": "BTI", "Forward": "FWT"}
-        stats = {names[line.split(":")[0]]: float(line.split(":")[1]) for line in lines[empty + 1 : empty + 4]}
-        if lines[1] != "|" or len(stats) < len(names):
+        told = {"Final Accuracy": "RA", "Backward": "BTI", "Forward": "FWT"}
+        stats = {told[line.split(":")[0]]: float(line.split(":")[1]) for line in lines[empty + 1 : empty + 4]}
+        if lines[1] != "|" or len(stats) < len(told):
             raise ValueError
         rows = [[float(word) for word in line.split()] for line in (lines[0], *lines[2:empty])]
     except (ValueError, LookupError):
@@ -373,11 +408,17 @@ def read_txt(path):
 
 
 def _split(model, data):
-    """(learner, data file) of a name's parts: a learner's own name may have underscores."""
+    """(learner, data file) of a name's parts: a learner's own name may have underscores.
+
+    A learner whose file is not here is known by the data's name, which the original begins with mnist_.
+    """
     words = f"{model}_{data}".split("_")
     for n in range(len(words) - 1, 1, -1):
         if os.path.isfile(os.path.join(MODELS, f"{'_'.join(words[:n])}.py")):
             return "_".join(words[:n]), "_".join(words[n:])
+    if "mnist" in words[1:-1]:
+        n = words.index("mnist", 1)
+        return "_".join(words[:n]), "_".join(words[n:])
     return model, data
 
 
@@ -409,8 +450,8 @@ def run_of(saved, name, shown):
     _check_stored(saved, evaluated, program)
     if program != TEXT:
         seed = saved.get("seed")
-        if type(seed) is not int:
-            raise Unreadable(f"seed is {seed!r:.60}, not a whole number")
+        if type(seed) is not int or abs(seed) > MOST_COUNT:
+            raise Unreadable(f"seed is {seed!r:.60}, not a whole number of up to {len(str(MOST_COUNT))} digits")
         reads, left_out = _flags(saved, "science" if "science" in saved else "args"), NO_MATTER
         if "science" not in saved:
             left_out = left_out | _unread(model)
@@ -433,7 +474,7 @@ def run_of(saved, name, shown):
         history=history,
         **evaluated,
         **_earlier(saved.get("earlier")),
-        seconds=_as_float(_dict(saved.get("seconds")).get("total")),
+        seconds=as_float(_dict(saved.get("seconds")).get("total")),
         finished=_timestamp(saved.get("finished")) or 0.0,
         about=_about(saved, data),
     )
@@ -466,7 +507,7 @@ def _evaluations(saved):
     n_tasks, order = result_a.shape[1], found.order
     if len(order) < n_tasks:
         raise Unreadable(f"stopped after {len(order)} of {n_tasks} tasks")
-    if seen.shape != (len(result_t),) or not (np.diff(seen) >= 0).all():
+    if seen.shape != (len(result_t),) or not np.isfinite(seen).all() or not (np.diff(seen) >= 0).all():
         raise Unreadable("its evaluations do not fit each other: examples_seen is not one rising number for each")
     current = np.array([order.index(t) for t in result_t])
     ends = np.append(np.flatnonzero(np.diff(current)), len(current) - 1)  # the last row of each task
@@ -523,7 +564,7 @@ def _check_stored(saved, evaluated, program):
 
 def _check(key, value, ours):
     """Raises Unreadable where a file's own number or numbers are not ours but for rounding."""
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         if ours is None or np.shape(value) == np.shape(ours) and (abs(np.array(value) - ours) <= ROUNDED).all():
             return
     exactly = f"{value!r:.40}, they give {ours:.4f}" if np.ndim(ours) == 0 else "not theirs"
@@ -554,13 +595,15 @@ def _history(history):
     with suppress(TypeError, LookupError):
         found = tuple({key: run[key] for key in kinds} for run in history)
         typed = all(type(run[key]) is kind for run in found for key, kind in kinds.items())
-        if typed and all(0 < run["n_tasks"] < MOST_RUNS for run in found):
+        named = all(names.is_name(run["model"]) and names.is_name(run["data_file"]) for run in found)
+        if typed and named and all(0 < run["n_tasks"] < MOST_RUNS for run in found):
             return found
     raise Unreadable(f"history is {history!r:.60}, not the runs before this one")
 
 
 def _about(saved, data):
     host, cores = _dict(saved.get("host")), _dict(saved.get("host")).get("cores")
+    notes = {_text(k): _measure(v) for k, v in _dict(saved.get("notes")).items()}
     parts = (_text(host.get("name")), _text(host.get("cpu")), f"{cores} cores" if isinstance(cores, int) else None)
     return {
         **{key: _text(saved.get(key)) for key in ("engine", "draws", "threads", "commit", "code")},
@@ -569,18 +612,17 @@ def _about(saved, data):
         or None,
         "host": " · ".join(filter(None, parts)) or None,
         "origin": _text(data.get("origin")),
-        "notes": {_text(k): v for k, v in _dict(saved.get("notes")).items() if type(v) in (int, float)},
+        "notes": {k: v for k, v in notes.items() if v is not None},
     }
 
 
 # -- checks
 
 
-def _read_bytes(path):
+def _read_bytes(path, most):
     with open(path, "rb") as file:
-        raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise Unreadable(f"larger than {MOST_BYTES >> 20} MiB")
+        if os.fstat(file.fileno()).st_size > most or len(raw := file.read(most + 1)) > most:
+            raise Unreadable(f"larger than {most >> 20} MiB")
     return raw
 
 
@@ -622,8 +664,8 @@ def _text(value):
 
 def _plain(saved, key):
     value = saved.get(key)
-    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
-        raise Unreadable(f"{key} is {value!r:.60}, not a plain name")
+    if not names.is_name(value):
+        raise Unreadable(f"{key} is {value!r:.60}, not a plain name: {names.RULE}")
     return value
 
 
@@ -649,23 +691,35 @@ def _accuracies(saved, key, n_axes):
     return values.astype(np.float32)
 
 
-def _as_float(value):
+def as_float(value):
     """A number from 0 on, or text of one, as a float; None for anything else."""
     with suppress(TypeError, ValueError, OverflowError):
         return float(value) if 0 <= float(value) < 1e12 and value is not True else None
 
 
+def _measure(value):
+    """A finite number as a float; None for anything else."""
+    if type(value) in (int, float):
+        with suppress(OverflowError):
+            return float(value) if abs(float(value)) < MOST_MEASURED else None
+
+
 def _date(name, path):
-    """When a run finished, by its name or else its file's age, as .json has it."""
-    when = datetime.fromtimestamp(os.path.getmtime(path))
-    with suppress(ValueError, TypeError):
-        when = datetime.strptime(_NAME.fullmatch(name)["date"], "%Y_%m_%d_%H_%M_%S")
-    return when.astimezone(timezone.utc).isoformat()
+    """When a run finished, by its name or else its file's age, as .json has it; None where neither tells a date."""
+    for told in (lambda: datetime.strptime(_NAME.fullmatch(name)["date"], "%Y_%m_%d_%H_%M_%S"),
+                 lambda: datetime.fromtimestamp(os.path.getmtime(path))):  # fmt: skip
+        with suppress(ValueError, TypeError, OverflowError, OSError):
+            text = told().astimezone(timezone.utc).isoformat()
+            if _timestamp(text) is not None:
+                return text
+    return None
 
 
 def _timestamp(text):
-    with suppress(TypeError, ValueError, OverflowError):
-        return datetime.fromisoformat(text).timestamp()
+    """Seconds since 1970 of a date, or None where it is none that `date` can show."""
+    with suppress(TypeError, ValueError, OverflowError, OSError):
+        found = datetime.fromisoformat(text).timestamp()
+        return found if date(found) else None
 
 
 def date(timestamp):

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from disk.names import said
 from report import tables
 
 
@@ -21,10 +22,10 @@ def summary(found, than=None):
         shelf = tables.shelves(here)
         for it in here:
             lines[shelf.get(it.memory), it.kind][data] = it
-    rows = [["learner", "memories", *(data.removeprefix("mnist_") for data in data_sets)]]
+    rows = [["learner", "memories", *(tables.markdown(said(data)) for data in data_sets)]]
     rows.append(["---"] * len(rows[0]))
     for (size, kind), row in sorted(lines.items(), key=_place):
-        rows.append([kind, str(size or "–"), *(_cell(row.get(data), starred) for data in data_sets)])
+        rows.append([tables.markdown(kind), str(size or "–"), *(_cell(row.get(data), starred) for data in data_sets)])
     return f"{_caption(found, than)}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -33,7 +34,8 @@ def _caption(found, than):
     seeds = (
         f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else "1 seed" if counts == [1] else f"{counts[0]} seeds"
     )
-    star = f" *: the RA differs from {than}'s at the same memory size (p < {tables.LEVEL}, Holm's correction)."
+    whose = f"{tables.markdown(than)}'s at the same memory size"
+    star = f" *: the RA differs from {whose} (p < {tables.LEVEL}, Holm's correction)."
     return f"RA / BTI in percent: mean ± standard deviation over {seeds}.{star if than else ''}"
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
+from disk.names import readable, without_ending
 from metrics import NAMES
 from model.flags import SAME_SIZE
 from report.read import NO_MATTER, ORIGINAL, TEXT, THIS, plain
@@ -146,7 +148,7 @@ def data_sets(found):
 
 def _data(run):
     """What tells a run's tasks from others: their identity, or else their file's name."""
-    return run.identity or short(run.data_file)
+    return run.identity or without_ending(run.data_file)
 
 
 def _data_names(runs):
@@ -157,24 +159,20 @@ def _data_names(runs):
     files = defaultdict(Counter)
     for run in runs:
         if run.identity:
-            files[run.identity][short(run.data_file)] += 1
+            files[run.identity][without_ending(run.data_file)] += 1
     usual = {identity: min(seen, key=lambda file: (-seen[file], file)) for identity, seen in files.items()}
     shared = Counter(usual.values())
     names = {identity: f"{file} [{identity[:8]}]" if shared[file] > 1 else file for identity, file in usual.items()}
-    for file in {short(run.data_file) for run in runs if not run.identity}:
+    for file in {without_ending(run.data_file) for run in runs if not run.identity}:
         known = [names[identity] for identity, seen in files.items() if file in seen]
         names[file] = known[0] if len(known) == 1 else f"{file} [unknown]" if known else file
     return names
 
 
-def short(file):
-    return file.removesuffix(".pt").removesuffix(".npz")
-
-
 def _label(run, names):
     text = run.model
     if run.history:
-        before = [names.get(it["data"], short(it["data_file"])) for it in run.history]
+        before = [names.get(it["data"], without_ending(it["data_file"])) for it in run.history]
         others = [f" by {it['model']}" if it["model"] != run.model else "" for it in run.history]
         text += f" after {', '.join(map(str.__add__, before, others))}"
     text += {THIS: "", ORIGINAL: " (original)", TEXT: " (text only)"}[run.program]
@@ -302,7 +300,9 @@ def missing(expected, found):
     for flags, science in zip(expected, told, strict=True):
         if not any(_agrees(flags, science, it) for it in found):
             own = [f"{flag} {text}" for flag, text in science.items() if (flag, text) not in usual]
-            said.append(f"{short(flags.get('data_file', ''))}: {' '.join([flags.get('model', ''), *own])} has no runs.")
+            said.append(
+                f"{without_ending(flags.get('data_file', ''))}: {' '.join([flags.get('model', ''), *own])} has no runs."
+            )
     for it in found:
         wanted[it.runs[0].program] |= set(it.seeds)
     for it in found:
@@ -339,6 +339,12 @@ def percent(it, name):
     """ "89.56 ± 0.11": mean and sample standard deviation in percent; the mean alone for one seed; – where unknown."""
     mean, std = it.mean(name), it.std(name)
     return "–" if mean is None else f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
+
+
+def markdown(text):
+    """Text that means nothing else to Markdown, on one line."""
+    text = re.sub(r"([\\`*\[\]<>|#~$&]|\b_|_\b)", r"\\\1", readable(str(text)))
+    return re.sub(r"^(?=[+-] )", r"\\", text)
 
 
 def duration(it):

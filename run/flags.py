@@ -2,7 +2,7 @@
 
 import argparse
 
-from model.flags import CHANCE, DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, yes_no
+from model.flags import CHANCE, DATA, DRAWS, ENGINES, FREE, PLACE, SHAPE, Flag, integer, nonempty, yes_no
 
 MOST_SEED = 2**32 - 1  # what numpy.random.seed takes
 MOST_THREADS = 1024
@@ -86,7 +86,7 @@ GROUPS = {
             "at each evaluation, compare the gradients of N test examples of each task seen",
             role=CHANCE,
         ),
-        Flag("save_path", text, "results/", "folder of the results", role=PLACE),
+        Flag("save_path", nonempty, "results/", "folder of the results", role=PLACE),
         Flag(
             "checkpoint_every",
             interval,
@@ -111,7 +111,13 @@ GROUPS = {
             "are not found by themselves",
             role=FREE,
         ),
-        Flag("tensorboard", text, None, "write the accuracies as they come to this folder, for TensorBoard", role=FREE),
+        Flag(
+            "tensorboard",
+            nonempty,
+            None,
+            "write the accuracies as they come to this folder, for TensorBoard",
+            role=FREE,
+        ),
         Flag(
             "resume",
             text,
@@ -146,3 +152,8 @@ GROUPS = {
 }
 RUN_FLAGS = (MODEL, NETWORK, *(flag for group in GROUPS.values() for flag in group))
 PLACES = [flag.name for flag in RUN_FLAGS if flag.role == PLACE]  # a sweep decides these for its runs
+
+
+def words_of(name, text):
+    """The words of a command line that give a flag this text."""
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]

@@ -106,7 +106,7 @@ def lived(given, checkpoint=None, announce=lambda life: None, warn=print, stoppa
         this = prepare(given, tasks, time.perf_counter() - begin, checkpoint)
         announce(this)
         watchers = [ProgressBar(this.settings.progress, this.experience)]
-        if this.settings.tensorboard:
+        if this.settings.tensorboard is not None:
             watchers.append(TensorBoard(this.journal.home / this.settings.tensorboard, this.experience))
         after_each = nullcontext(lambda batch: None)
         if stoppable:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 
 import model
+from disk import names
 from disk.resources import n_usable_cores
 from disk.safe import are_plain
 from errors import UserError
@@ -310,7 +311,22 @@ def parse(words=None, before=None):
         folder, name = os.path.split(settings.data_file)
         say = f"--data_path {shlex.quote(folder)} --data_file {shlex.quote(name)}"
         raise UserError(f"--data_file {settings.data_file} names a folder: say {say}")
+    for flag, name in ("model", settings.model), ("data_file", settings.data_file):
+        if not names.is_name(name):
+            raise UserError(f"--{flag} {name!r:.80}: {names.RULE}, or no report could show it; rename the file")
     return settings
+
+
+def texts(words, settings):
+    """{name: text} of a command line that `parse` made these settings of: the text as it was typed, or what a flag
+    without a word stands for; of --learner_flag [(name, text)].
+    """
+    learners = model.read_all() | {settings.model: settings.learner}
+    parser = make_parser(learners, settings.model, f"networks/{settings.network}")
+    for action in parser._option_string_actions.values():
+        if action.dest not in ("learner_flag", "help"):
+            action.type, action.choices, action.const = None, None, as_text(action.const)
+    return vars(parser.parse_args(words))
 
 
 def _named_in(words, flag, before):

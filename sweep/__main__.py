@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, closing
 
 from errors import UserError
-from model.flags import integer, listed
+from model.flags import integer, listed, nonempty
 from run.flags import MOST_SEED
 from sweep import tuning
 from sweep.commands import grid_points, read, select
@@ -37,7 +37,9 @@ def make_parser():
     )
     parser.add_argument("--commands", required=True, metavar="FILE", help="lines `python main.py …`; -: standard input")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("--save_path", default="results/", help="folder of the results, default results/")
+    parser.add_argument(
+        "--save_path", type=nonempty, default="results/", help="folder of the results, default results/"
+    )
 
     which = parser.add_argument_group("which of the commands (each may be repeated, or a list with commas)")
     which.add_argument("--learner", action="extend", type=names, default=[], help="only these learners")
@@ -53,7 +55,9 @@ def make_parser():
     where = parser.add_argument_group("how")
     where = where.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=integer(1), help="runs side by side; default: a core for each thread of each run")
-    where.add_argument("--ray", metavar="auto|ADDRESS", help="run on a Ray cluster that sees this folder everywhere")
+    where.add_argument(
+        "--ray", type=nonempty, metavar="auto|ADDRESS", help="run on a Ray cluster that sees this folder everywhere"
+    )
     parser.add_argument("--tries", type=integer(1), default=3, help="how often a run that dies is started, default 3")
 
     grid = parser.add_argument_group("tuning: the best point of a grid, chosen on other seeds than those reported")

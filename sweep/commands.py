@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import model
+from disk.names import said
 from errors import UserError
-from model.flags import FINETUNE, memory_size, same_size
+from model.flags import memory_size, same_size
 from run import settings
-from run.flags import PLACES, RUN_FLAGS
+from run.flags import PLACES, words_of
 from tasks.files import load_tasks
 
 LIST = Path(__file__).resolve().parent.parent / "mer_examples.sh"
@@ -38,7 +39,7 @@ class Command:
             args = settings.parse(words)
         except SystemExit as error:  # it asks for help
             raise UserError(f"main.py does not take {shlex.join(words)!r}; correct it") from error
-        flags = _typed(words)
+        flags = _typed(words, args)
         for name in PLACES:
             if name in flags:
                 raise UserError(f"--{name} {flags[name]}: the sweep decides that; leave it out of the commands")
@@ -58,7 +59,7 @@ class Command:
     @property
     def data(self):
         """The data file's name as one says it: rotations for mnist_rotations.pt."""
-        return self.args.data_file.rsplit(".", 1)[0].removeprefix("mnist_")
+        return said(self.args.data_file)
 
     @property
     def n_memories(self):
@@ -75,21 +76,13 @@ class Command:
 
 
 LEARNER_FLAG = "learner_flag "
-BARE = {flag.name: flag.bare for flag in (*RUN_FLAGS, FINETUNE) if flag.bare is not None}
 
 
-def _typed(words):
-    """{name: text} of the words of a command line that main.py takes."""
-    flags, left = {}, list(words)
-    while left:
-        name, equals, text = left.pop(0).removeprefix("--").partition("=")
-        if not equals:
-            bare = name in BARE and (not left or left[0].startswith("-"))
-            text = settings.as_text(BARE[name]) if bare else left.pop(0)
-        if name == LEARNER_FLAG.strip():
-            inner, _, text = text.partition("=")
-            name = LEARNER_FLAG + inner
-        flags[name] = text
+def _typed(words, args):
+    """{name: text} of the words of a command line that mean these args."""
+    flags = {}
+    for name, text in settings.texts(words, args).items():
+        flags |= {LEARNER_FLAG + inner: value for inner, value in text} if name == "learner_flag" else {name: text}
     return flags
 
 
@@ -106,7 +99,7 @@ def words(flags):
 def _words(name, text):
     if name.startswith(LEARNER_FLAG):
         return "--learner_flag", f"{name_of(name)}={text}"
-    return f"--{name}", text
+    return words_of(name, text)
 
 
 def note_of(flags):
@@ -120,13 +113,14 @@ def as_text(flags):
 
 
 def read(lines, source, several=False):
-    """[Command] of lines like `python main.py --model online`; empty ones and # comments count for nothing.
+    """[Command] of lines like `python main.py --model online`; empty ones and # comments count for nothing, and one
+    that ends in a backslash goes on in the next.
 
     several   a value V,V,… stands for several: a line is the commands of all combinations
     Raises UserError that gives the line.
     """
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in _whole(lines):
         try:
             parts = shlex.split(line, comments=True)
             if not parts:
@@ -138,6 +132,26 @@ def read(lines, source, several=False):
         except (UserError, ValueError) as error:
             raise UserError(f"{source}, line {number}: {error}") from error
     return found
+
+
+def _whole(lines):
+    """Yields (number, line), joined with those in which it goes on, as a shell does."""
+    first, begun = None, ""
+    for number, line in enumerate(lines, 1):
+        first, begun = first or number, begun + line.rstrip("\n")
+        if begun.endswith("\\") and _can_be_split(begun[:-1]) and not _can_be_split(begun):
+            begun = begun[:-1]
+        else:
+            yield first, begun
+            first, begun = None, ""
+    yield first, begun
+
+
+def _can_be_split(line):
+    try:
+        return shlex.split(line, comments=True) is not None
+    except ValueError:
+        return False
 
 
 def experiments():

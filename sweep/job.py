@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from disk.locks import claim
 from report import read
 from run import FORMAT, checkpoints, provenance, settings
 from sweep.commands import as_text, facts
+
+MOST_LABEL = 56  # characters in a log's name, each of up to four bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Job:
 
     @property
     def log_name(self):
-        return f"{self.label.replace(' ', '_')}_{self.key[:12]}.log"
+        label = re.sub(r"[^\w.-]+", "_", self.label)[:MOST_LABEL]
+        return f"{label}_{self.key[:12]}.log"
 
 
 def prepare(command):
@@ -96,10 +100,13 @@ def _read(path, modified, size):
         for saved in read.told_by(path):
             if saved.get("format") != FORMAT:
                 continue
-            with suppress(LookupError, TypeError, ValueError, AttributeError):  # it has no code, or odd values
+            # it has no code, or odd values
+            with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
                 failure = None if saved["status"] == "complete" else f"{saved['status']}: {saved['failure']}"
                 key = key_of(saved["science"], saved["data"]["identity"], saved["code"])
-                found.append(Result(key, path, float(saved["stats"]["RA"]), float(saved["seconds"]["total"]), failure))
+                RA, seconds = read.as_float(saved["stats"]["RA"]), read.as_float(saved["seconds"]["total"])
+                if None not in (RA, seconds):
+                    found.append(Result(key, path, RA, seconds, failure))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from disk.atomic import writing
 from errors import UserError
+from report.read import Unreadable, read_object
 from run import provenance
 from sweep.commands import Command, facts, note_of, words
 from sweep.job import prepare
@@ -24,9 +25,13 @@ def folder(save_path):
 def read(path):
     """The content of a record. Raises UserError where it is none."""
     try:
-        record = json.loads(Path(path).read_text())
-        dict.fromkeys(record["tuning_seeds"]), record["date"] + "", record["experiments"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_object(path)
+        for kind, value in (int, record["tuning_seeds"]), (dict, record["experiments"]):
+            if not isinstance(value, list) or any(type(it) is not kind for it in value):
+                raise Unreadable(f"{value!r:.60} is no list of {kind.__name__}")
+        if not isinstance(record["date"], str):
+            raise Unreadable(f"date is {record['date']!r:.60}")
+    except (OSError, Unreadable, KeyError) as error:
         raise UserError(f"{path} is no record of a tuning ({error!r}); move it away, or name another") from error
     return record
 
@@ -53,8 +58,10 @@ def chosen(paths):
     for path, record in sorted(((path, read(path)) for path in paths), key=lambda it: it[1]["date"]):
         try:
             for entry in record["experiments"]:
-                command = Command.of(shlex.split(entry["points"][0]["command"])[2:])
-                found[_experiment(command)] = entry["chosen_command"], entry["command"], path
+                line, of, trial = entry["chosen_command"], entry["command"], entry["points"][0]["command"]
+                if not (isinstance(line, str | None) and isinstance(of, str) and isinstance(trial, str)):
+                    raise TypeError(f"{line!r:.60}, {of!r:.60} and {trial!r:.60} are not all commands")
+                found[_experiment(Command.of(shlex.split(trial)[2:]))] = line, of, path
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path} is no record of a tuning ({error!r}); name another") from error
     for line, command, path in found.values():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from disk.names import said
 from disk.safe import DAMAGED, OtherProtocol
 from errors import UserError
 from tasks import mnist, omniglot
@@ -206,7 +207,7 @@ def _odd_kind(name):
 
 def _remedy(path):
     """How to get a data file that can be read."""
-    kind = path.stem.removeprefix("mnist_")
+    kind = said(path.name)
     if path.stem in (*N_TASKS, "cifar100", "cifar10", "omniglot"):
         return f"get it again: delete it, and python get_data.py {kind}"
     return "save it again, with plain tensors only: [train, test], lists of one [descriptor, x, y] per task"

@@ -119,12 +119,12 @@ def test_a_damaged_pack_is_skipped_whole_and_not_added_to(folder, tmp_path):
 def test_a_hostile_pack_costs_little(tmp_path):
     with gzip.open(tmp_path / "long.jsonl.gz", "wb", 1) as file:
         for _ in range(3):
-            file.write(b" " * (read.MOST_BYTES // 2))
+            file.write(b" " * (read.MOST_TOLD // 2))
     with gzip.open(tmp_path / "many.jsonl.gz", "wb", 1) as file:
         file.write(b'{"format": "mer-runs/1"}\n' + b"{}\n" * (read.MOST_RUNS + 1))
     runs, skipped = read.read_results(tmp_path)
     assert not runs and {it.path: it.reason for it in skipped} == {
-        "long.jsonl.gz": "a line is larger than 64 MiB",
+        "long.jsonl.gz": "a line is larger than 512 MiB",
         "many.jsonl.gz": f"more than {read.MOST_RUNS} runs",
     }
 
@@ -161,6 +161,17 @@ def test_wrong_places_and_names_are_said(folder, tmp_path, capsys):
     assert command_line.main(["pack", str(folder), str(tmp_path / "all.jsonl.gz")]) == 0
     said = capsys.readouterr()
     assert "5 runs" in said.out and "skipped half.json: foreign or half-written" in said.err
+
+
+def test_a_pack_of_nothing_is_not_written(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "results" / "half.json").write_text(content)
+        assert command_line.main(["pack", str(tmp_path / "results"), str(tmp_path / "all.jsonl.gz")]) == 2
+        said = capsys.readouterr()
+        assert "results holds no finished runs" in said.err and ("skipped half.json" in said.err) == bool(content)
+        assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_three_hundred_runs_stay_small(tmp_path):

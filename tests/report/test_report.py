@@ -3,6 +3,7 @@
 import argparse
 import base64
 import csv
+import gzip
 import json
 import math
 import os
@@ -26,10 +27,12 @@ from matplotlib.text import Text
 
 import metrics
 import report
+from errors import UserError
 from model import candidates
 from model.flags import CHANCE, DATA, FREE, PLACE, memory_size
 from report import __main__ as command_line
-from report import figures, page, read, tables
+from report import figures, page, read, summary, tables
+from run import settings as run_settings
 from run.flags import RUN_FLAGS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -247,7 +250,7 @@ def test_the_original_s_txt_alone_stands_for_itself(tmp_path):
         np.testing.assert_allclose(by_name[it["name"]].matrix, it["accuracy_matrix"], atol=1e-4)
 
 
-@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown"])
+@pytest.mark.parametrize("learner", ["er_ace", "mer_minibatch", "gem", "unknown", "not_here", "_of_a_stranger"])
 def test_a_txt_tells_learner_and_data_apart(tmp_path, learner):
     saved = small("gem")
     saved["name"] = saved["name"].replace("gem_", f"{learner}_")
@@ -487,7 +490,169 @@ def test_odd_things_in_the_folder_are_survived_quickly(tmp_path):
     assert set(reasons) == {
         "folder.json", "loop", "self.json", "gone.pt", "endless.json", "pipe.json", "huge.json", "large.pt",
     }  # fmt: skip
-    assert "64 MiB" in reasons["huge.json"] and "64 MiB" in reasons["large.pt"] and "folder" in reasons["folder.json"]
+    assert "512 MiB" in reasons["huge.json"] and "64 MiB" in reasons["large.pt"] and "folder" in reasons["folder.json"]
+
+
+ODD_NAMES = [
+    *("a(1).npz", "a[1].npz", "a,b.npz", "a&amp;b.npz", "q'uote.npz", 'q"uote.npz', "<b>.npz", "my data (2).pt"),
+    *("~x", "#x", "$HOME", "$a$ $b$.pt", "`x`", "*x*", "-x", "- x", "_x_", "__x", ".hid", ".pt", "=1+1", "\\x", "a|b"),
+    *("данные.npz", "数据.npz", "x" * 124 + ".npz", "я" * 124, " ", "a.b"),
+]
+BAD_NAMES = ["", "a\nb", "a\tb", "\x00", "\x1b[0m", "\u202eb", "\ud800", "bad\udcff.npz", "x" * 256]
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, *BAD_NAMES], ids=lambda name: ascii(name[:12]))
+def test_a_run_may_have_the_names_that_the_report_counts(tmp_path, name):
+    """Of a data file and of a learner, in each kind of file."""
+    good = name in ODD_NAMES
+    try:
+        assert run_settings.parse([f"--data_file={name}"]).data_file == name and good
+    except UserError as error:
+        assert not good and re.search(r"--data_file '.*: a name has 1 to 255 .*; rename the file", str(error)), error
+    for flag in ("model", "data_file"):
+        saved = small()
+        saved["args"][flag] = name
+        if flag == "model":
+            saved["model"] = name
+        else:
+            saved["data"]["file"] = name
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        (tmp_path / "a.json").write_text(json.dumps(saved))
+        factory.write_pt(tmp_path, saved | {"name": "b"})
+        runs, skipped = read.read_results(tmp_path)
+        if good:
+            assert len(runs) == 2 and not skipped and all(name in (run.model, run.data_file) for run in runs)
+        else:  # or counted under a text that can be shown
+            assert all(name not in (run.model, run.data_file) for run in runs)
+            assert len(runs) + len(skipped) == 2 and all("not a plain name" in it.reason for it in skipped)
+
+
+def test_odd_names_are_shown_as_they_are(tmp_path, monkeypatch):
+    """In tables, figures and their files; nothing of them is markup."""
+    monkeypatch.setattr(figures, "n_usable_cores", lambda: 1)  # so that these are its formats
+    monkeypatch.setattr(figures, "FORMATS", {"svg": {}, "png": {"dpi": 20}})
+    names = ["a(1).npz", "a[1].npz", "a&amp;b.npz", '<b>"x', "$a$ $b$.pt", "_`a`|*b*_", "- ,x", "数据.npz"]
+    for turn, name in enumerate(names):
+        saved = small(n_tasks=2, examples=200)
+        saved["data"] |= {"file": name, "identity": f"{turn:064x}"}
+        saved["history"] = [{"model": name, "data": "0" * 64, "data_file": name, "n_tasks": 2}] * (turn % 2)
+        factory.write_json(tmp_path, saved | {"model": name, "name": f"run{turn}"})
+    made, paths = report.make_report(tmp_path, out=tmp_path / "out")
+    assert len(made.runs) == len(names) and not made.skipped
+    drawn = [path for path in paths if path.suffix == ".png"]
+    assert len({path.name for path in drawn}) == len(drawn) == 4 * len(names) + 3
+    parsed = Page((tmp_path / "out" / "report.html").read_text())
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert all(name in parsed.text for name in names)
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    assert {row["learner"].split(" after ")[0] for row in rows} == set(names)
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} <= {11, 12, 6}
+    assert not re.search(r"(?<!\\)[`$&]", re.sub(r"!\[.*", "", markdown))
+    shown = ""
+    for tag, attrs in parsed.tags:
+        if tag == "img":
+            svg = base64.b64decode(attrs["src"].split(",")[1]).decode()
+            shown += "\n".join(ElementTree.fromstring(svg).itertext())
+    assert all(name.strip() in shown for name in names)
+    table = summary.summary(made.found).splitlines()[2:]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(names) + 3}
+
+
+def odd(change):
+    saved = small()
+    change(saved)
+    return saved
+
+
+SURROGATE = "x\ud800\x00\n\x1b<b>"
+ODD_FIELDS = {
+    **{
+        key: (lambda it, key=key: it.update({key: SURROGATE}))
+        for key in ("commit", "engine", "draws", "threads", "code", "name", "status", "finished", "versions", "host")
+    },
+    "flag": lambda it: it["science"].update(lr=SURROGATE),
+    "flag's name": lambda it: it["science"].update({SURROGATE: 1}),
+    "data file": lambda it: it["data"].update(file=SURROGATE),
+    "model": lambda it: it.update(model=SURROGATE),
+    "identity": lambda it: it["data"].update(identity=SURROGATE),
+    "origin": lambda it: it["data"].update(origin=SURROGATE),
+    "host's name": lambda it: it.update(host={"name": SURROGATE, "cpu": SURROGATE, "cores": 10**400}),
+    "version": lambda it: it.update(versions={SURROGATE: SURROGATE}),
+    "note": lambda it: it.update(notes={SURROGATE: 1, "b": SURROGATE}),
+    "failure": lambda it: it.update(status="failed", failure=SURROGATE),
+    "history": lambda it: it.update(
+        history=[{"model": SURROGATE, "data": SURROGATE, "data_file": SURROGATE, "n_tasks": 3}]
+    ),
+    **{
+        f"finished {text}": (lambda it, text=text: it.update(finished=text))
+        for text in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "0001-01-01", "9999-12-31T23:59:59")
+    },
+    "named year": lambda it: it.update(finished=None, name=f"gem_x_0001_01_01_00_00_00_{'0' * 32}"),
+    **{f"note {value:.9e}" if abs(value) < 1e300 else f"note {str(value)[:9]}": (
+        lambda it, value=value: it.update(notes={"a": value}))
+       for value in (10**400, -(10**400), math.inf, math.nan, 1e299)},
+    "numbers": lambda it: it.update(seed=10**400),
+    "seconds": lambda it: it.update(seconds={"total": 10**400}),
+    "stats": lambda it: it["stats"].update(RA=10**400),
+    "examples": lambda it: it["examples_seen"].__setitem__(-1, math.inf),
+    "more examples": lambda it: it["examples_seen"].__setitem__(-1, 10**400),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["json", "pack"])
+@pytest.mark.parametrize("field", ODD_FIELDS)
+def test_no_odd_field_costs_the_report_of_the_others(tmp_path, field, packed, monkeypatch):
+    saved = odd(ODD_FIELDS[field])
+    if packed:
+        with gzip.open(tmp_path / "odd.jsonl.gz", "wt") as file:
+            file.write(f'{{"format": "{read.PACK_FORMAT}"}}\n{json.dumps(saved)}\n')
+    else:
+        (tmp_path / "odd.json").write_text(json.dumps(saved))
+    check_that_the_others_are_reported(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [b"bad\xff.json", b"bad\xff.pt", b"new\nline.json", b"folder\xff/a.json"], ids=ascii)
+@pytest.mark.parametrize("content", ["x", None], ids=["junk", "a run"])
+def test_no_odd_name_of_a_file_costs_the_report_of_the_others(tmp_path, name, content, monkeypatch):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content or json.dumps(small(seed=7)))
+    os.utime(path, (1e12, 1e12))
+    check_that_the_others_are_reported(tmp_path, monkeypatch)
+
+
+def check_that_the_others_are_reported(folder, monkeypatch):
+    drawn = []
+
+    def draw_one(found, run):
+        drawn.extend(figures.draw((figures.bars, it.data, [it], figures.looks(found))) for it in found)
+        return drawn
+
+    monkeypatch.setattr(figures, "FORMATS", {"svg": {}})
+    monkeypatch.setattr(figures, "draw_all", draw_one)
+    factory.write_json(folder, small("gem", seed=1))
+    made, paths = report.make_report(folder, out=folder / "report")
+    assert "gem" in {it.model for it in made.found} and len(made.runs) + len(made.skipped) == 2
+    assert not made.skipped or "cannot be read" not in made.skipped[0].reason
+    for path in paths:
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", path.read_text())
+    assert all(ElementTree.fromstring(it.svg) is not None for it in drawn)
+
+
+def test_a_report_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    factory.write_json(tmp_path, small(seed=0))
+    _, paths = report.make_report(tmp_path)
+    before = [path.read_bytes() for path in paths]
+    factory.write_json(tmp_path, small(seed=1))
+    for name in ("as_html", "as_markdown"):
+        with monkeypatch.context() as context, pytest.raises(ZeroDivisionError):
+            context.setattr(page, name, lambda *_: 1 / 0)
+            report.make_report(tmp_path)
+        assert [path.read_bytes() for path in paths] == before
 
 
 ANYTHING = st.recursive(
@@ -782,6 +947,23 @@ def test_user_errors_say_what_to_do(folder, tmp_path, capsys, monkeypatch):
         code, said = command(*arguments, capsys=capsys)
         assert code == 2 and said.err.startswith("error: ") and words in said.err, said.err
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("flag", ["--learner", "--data", "--memories", "--than", "--out", "--run", "--commands"])
+def test_empty_words_are_refused(folder, flag, capsys):
+    table = ["table"] if flag == "--than" else []
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([*table, str(folder), flag, ""])
+    assert stop.value.code == 2 and re.search(r"error: .*(has no value|is empty); give", capsys.readouterr().err)
+
+
+def test_what_is_missing_is_nothing_only_where_a_list_says_what_there_should_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda found, run: [])
+    factory.write_json(tmp_path, small())
+    for expected, said in ((None, [page.UNLISTED]), ([{"model": "meralg1"}], ["Nothing."])):
+        report.make_report(tmp_path, out=tmp_path / "out", expected=expected)
+        text = (tmp_path / "out" / "report.md").read_text().partition("## What is missing")[2].partition("##")[0]
+        assert text.split("\n- ")[1:] == [f"{line}\n\n" if line == said[-1] else line for line in said]
 
 
 def test_data_and_run_choose(folder, tmp_path, capsys, monkeypatch):

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 import main
 import metrics
 import model
+from errors import UserError
 from model import engine
 from model.flags import PAPER
 from run import settings
 from run.experience import seed_everything
-from run.flags import RUN_FLAGS
+from run.flags import RUN_FLAGS, text
 from run.stream import Stream
 
 ROOT = Path(main.__file__).parent
@@ -183,6 +184,12 @@ def test_help_says_of_each_flag_what_it_means_and_who_reads_it(run_main):
     assert re.search(r"--beta [^-]*read by derpp, meralg1;", text)
     assert re.search(r"--memory_strength .*?read by ewc, gem;", text)
     assert all(name in text for name in model.candidates())
+
+
+@pytest.mark.parametrize("name", [flag.name for flag in (*RUN_FLAGS, *PAPER) if flag.parse is not text])
+def test_no_flag_has_an_empty_value(name):
+    with pytest.raises(UserError, match=f"argument --{name}: "):
+        settings.parse([f"--{name}="])
 
 
 # one seed, one result

@@ -1,6 +1,7 @@
 """The list of the paper's experiments, how a finished one is recognised, and what a sweep says and refuses."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,9 +17,12 @@ import torch
 
 import model
 from disk import locks
+from errors import UserError
 from model.declared import Declared
+from model.flags import Flag, yes_no
 from report import pack
 from run import provenance, settings
+from run.flags import RUN_FLAGS
 from sweep import __main__ as command_line
 from sweep import commands, conduct, job, tuning, work
 from sweep.commands import Command
@@ -158,6 +162,7 @@ def test_filters(words, n, listed, run_sweep):
         "--model online --shuffle_tasks --lr 0.1",
         "--model online --keep_state --shuffle_tasks",
         "--model=online --lr=0.1 --samples_per_task -1 --finetune",
+        "--model online --data_file=-x.pt --data_path d --n_epochs 1 --n_epochs 2",
         "--model plain --learner_flag a=1 --learner_flag b=x=y --seed=3",
     ],
 )
@@ -172,6 +177,51 @@ def test_a_command_means_what_it_does_on_the_command_line(line, monkeypatch):
     assert command.reads("lr") and command.reads("gamma") == (command.args.model == "plain"), (
         "which may read what it likes"
     )
+
+
+def with_bare_flags():
+    own = {name: settings.flags_of(learner) for name, learner in model.read_all().items()}
+    return [(name, flag) for name in ("online", *own) for flag in own[name] if flag.bare is not None] + [
+        ("online", flag) for flag in RUN_FLAGS if flag.bare is not None and flag.name not in (*commands.PLACES, "cuda")
+    ]
+
+
+@pytest.mark.parametrize("then", [[], ["--seed=3"], ["--n_epochs", "2"]], ids=" ".join)
+@pytest.mark.parametrize("name, flag", with_bare_flags(), ids=lambda it: getattr(it, "name", it))
+def test_every_flag_may_be_bare_that_main_takes_bare(name, flag, then):
+    words = ["--model", name, f"--{flag.name}", *then]
+    command = Command.of(words)
+    assert settings.parse(commands.words(command.flags)).as_dict() == settings.parse(words).as_dict()
+    assert command.flags[flag.name] == settings.as_text(flag.bare) and command.has_seed == ("--seed=3" in then)
+
+
+@pytest.mark.parametrize("bare, parse", [(True, yes_no), (7.0, float), ("-7", str)])
+def test_a_stranger_s_own_flag_may_be_bare(bare, parse, monkeypatch):
+    load, known = model.load, model.read_all()
+    net = type("Net", (torch.nn.Module,), {"flags": (Flag("loud", parse, bare, "", bare=bare),)})
+    monkeypatch.setattr(model, "load", lambda name: net if name == "plain" else load(name))
+    monkeypatch.setattr(model, "read_all", lambda: known | {"plain": Declared("common")})
+    words = ["--model", "plain", "--loud", "--seed=3"]
+    command = Command.of(words)
+    assert command.flags == {"model": "plain", "loud": settings.as_text(bare), "seed": "3"} and command.has_seed
+    assert settings.parse(commands.words(command.flags)).as_dict() == settings.parse(words).as_dict()
+
+
+@pytest.mark.parametrize(
+    "lines, n",
+    [
+        (["python main.py --model online \\", "  --lr 0.1 \\", "  --n_epochs 2"], 1),
+        (["python main.py --model online --lr 0.1 --n_epochs 2 \\"], 1),
+        (["python main.py --model online --lr 0.\\", "1 --n_epochs 2 # so \\", "python main.py --model gem"], 2),
+        (["# so \\", "python main.py --model online --lr 0.1 --n_epochs 2", "python main.py --model gem"], 2),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_line_that_ends_in_a_backslash_goes_on(lines, n, end):
+    first, *rest = commands.read([line + end for line in lines], "it")
+    assert first.flags == {"model": "online", "lr": "0.1", "n_epochs": "2"} and len(rest) == n - 1
+    with pytest.raises(UserError, match=f"it, line {len(lines) + 1}: argument --lr"):
+        commands.read([*lines[:-1], "", "python main.py --lr \\", " x \\"], "it")
 
 
 # what an experiment is
@@ -359,6 +409,16 @@ def test_of_an_experiment_the_newest_choice_counts(tmp_path, capsys):
         ("[]", "is no record of a tuning"),
         ('{"tuning_seeds": [1], "date": 3, "experiments": []}', "is no record of a tuning"),
         ('{"tuning_seeds": [1], "date": "3", "experiments": [{"points": []}]}', "is no record of a tuning"),
+        *(
+            (json.dumps({"tuning_seeds": [1], "date": "3", "experiments": [entry]}), "is no record of a tuning")
+            for entry in (
+                {"chosen_command": 5, "command": "python main.py", "points": [{"command": "python main.py"}]},
+                {"chosen_command": None, "command": [], "points": [{"command": "python main.py"}]},
+                {"chosen_command": "python main.py", "command": "python main.py", "points": [{"command": None}]},
+                {"chosen_command": "python main.py", "command": "python main.py", "points": 5},
+                5,
+            )
+        ),
         (None, "chose nothing for python main.py --model online: a run failed, or all diverged; tune it again"),
     ],
 )
@@ -369,6 +429,55 @@ def test_records_that_choose_nothing_are_named(content, message, tmp_path, capsy
     assert command_line.main(["chosen", str(path)]) == 2
     out, err = capsys.readouterr()
     assert message in err and "a.json" in err and not out
+
+
+STRANGE = {
+    "deep": "[" * 100_000,
+    "deep within": '{"format": "mer-result/1", "tuning_seeds": ' + "[" * 100_000,
+    "no object": '["mer-result/1"]',
+    "bytes": b"\xff\xfe\x00",
+    "endless number": '{"format": "mer-result/1", "date": ' + "1" * 10_000 + "}",
+    "seeds": '{"tuning_seeds": [[1]], "date": "3", "experiments": []}',
+    "one seed": '{"tuning_seeds": "12", "date": "3", "experiments": []}',
+    "experiments": '{"tuning_seeds": [1], "date": "3", "experiments": 3}',
+}
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
+def test_strange_json_ends_no_sweep_in_a_traceback(content, write, run_sweep, tmp_path, capsys):
+    """Among the results it is passed over; as a record it is named."""
+    folder = tmp_path / "sweep"
+    (folder / "tuning").mkdir(parents=True)
+    content = content if isinstance(content, bytes) else content.encode()
+    for path in (folder / "a.json", folder / "tuning" / "t.json"):
+        path.write_bytes(content)
+    assert job.finished(folder) == {}
+    code, out, err = run_sweep(3, "--commands", write("--model online"))
+    assert code == 2 and "t.json is no record of a tuning" in err and not out
+    assert command_line.main(["chosen", str(folder / "a.json")]) == 2
+    assert "a.json is no record of a tuning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), math.nan, math.inf, "x", None, [], {}, True], ids=lambda it: str(it)[:9]
+)
+@pytest.mark.parametrize(
+    "where", [("stats", "RA"), ("seconds", "total"), ("stats",), ("science", "lr"), ("failure",), ("code",)]
+)
+def test_an_odd_number_in_a_result_ends_no_sweep(value, where, tmp_path):
+    saved = {
+        **{"format": "mer-result/1", "status": "complete", "failure": None, "science": {"lr": 1}, "code": "c"},
+        **{"data": {"identity": "d"}, "stats": {"RA": 0.5}, "seconds": {"total": 1.0}},
+    }
+    (tmp_path / "good.json").write_text(json.dumps(saved | {"code": "other"}))
+    at = saved
+    for key in where[:-1]:
+        at = at[key]
+    at[where[-1]] = value
+    (tmp_path / "odd.json").write_text(json.dumps(saved))
+    found = job.finished(tmp_path)
+    assert {Path(it.path).name for it in found.values()} >= {"good.json"}
+    assert all(math.isfinite(it.RA) and math.isfinite(it.seconds) for it in found.values())
 
 
 def run_script(*words):
@@ -521,6 +630,29 @@ def test_refusals(line, words, message, write, run_sweep):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("value", ["", " ", ","])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--learner",),
+        ("--data",),
+        ("--memories",),
+        ("--grid", "lr=1,2", "--tuning_seeds"),
+        ("--save_path",),
+        ("--ray",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_empty_words_are_refused(words, value, write, capsys):
+    """They would select everything, silently."""
+    if words and words[-1] in ("--save_path", "--ray"):
+        value = ""
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["0", "--list", "--commands", str(write("--model online")), *words, value])
+    assert stop.value.code == 2 and re.search(r"error: .*(has no value|is empty); give", capsys.readouterr().err)
+
+
 def test_refused_files_and_folders(write, run_sweep, tmp_path):
     assert "--commands nowhere cannot be read" in run_sweep(1, "--commands", "nowhere")[2]
     (tmp_path / "file").write_text("python other.py\n")
@@ -529,6 +661,14 @@ def test_refused_files_and_folders(write, run_sweep, tmp_path):
     )
     code, _, err = run_sweep(1, "--commands", write("--model online"), save_path=tmp_path / "file" / "below")
     assert code == 2 and "cannot be written: Not a directory; choose another --save_path" in err
+
+
+@pytest.mark.parametrize("label", ["x" * 300, "я" * 300, "😀" * 300, "start_from a/b.pt", "..", "a\x00b"], ids=ascii)
+def test_a_log_has_a_name_whatever_its_run_is_called(label, tmp_path):
+    one, other = (job.Job({}, label, key * 64, "", 1, False) for key in "01")
+    assert one.log_name != other.log_name
+    (tmp_path / one.log_name).write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [one.log_name]
 
 
 def test_without_ray(write, run_sweep, monkeypatch):
