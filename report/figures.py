@@ -401,7 +401,7 @@ def task_curves(experiments, look):
         rows += [(_labels(it for it in group if it.memory), by_size[size]) for size in sorted(by_size)]
     columns = max(max(len(sized), len(members)) for sized, members in rows)
     longest = max(_inches(it.label + _memories(it), 8.5, "bold") for it in experiments)
-    wide = min(max(1.5, longest / TITLED), MOST_OF_NAME / TITLED)
+    wide = min(max(1.5, longest / TITLED + 0.1), MOST_OF_NAME / TITLED)
     figure = Figure(figsize=(max(WIDTH, wide * columns), 1.75 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     n_tasks = max(it.runs[0].n_tasks for it in experiments)
