@@ -107,7 +107,7 @@ def lived(given, checkpoint=None, announce=lambda life: None, warn=print, stoppa
         announce(this)
         watchers = [ProgressBar(this.settings.progress, this.experience)]
         if this.settings.tensorboard is not None:
-            watchers.append(TensorBoard(this.journal.home / this.settings.tensorboard, this.experience))
+            watchers.append(TensorBoard(this.journal.home, this.settings.tensorboard, this.experience))
         after_each = nullcontext(lambda batch: None)
         if stoppable:
             after_each = checkpoints.Checkpointer(this.settings.checkpoint_every, this.journal, this.experience, warn)

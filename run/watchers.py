@@ -1,5 +1,6 @@
 """What stands around a run and looks on: called after each minibatch, closed at the end."""
 
+import os
 import sys
 import time
 from contextlib import suppress
@@ -69,14 +70,16 @@ class ProgressBar:
 class TensorBoard:
     """Accuracies as TensorBoard scalars, against the examples seen: of every task, and their mean over the tasks seen.
 
+    folder   in the folder `home`, unless it is a whole path, or the address of a store
     Raises UserError where the package tensorboard is not installed.
     """
 
-    def __init__(self, folder, experience):
+    def __init__(self, home, folder, experience):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("--tensorboard needs a package: pip install tensorboard") from error
+        folder = folder if "://" in folder else os.path.join(home, folder)
         # all points again: of those that a part of this run wrote before, TensorBoard hides what has a step >= 0
         again = 0 if experience.evaluations else None
         self.experience, self.writer, self.written = experience, SummaryWriter(folder, purge_step=again), 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from disk import names
 from errors import UserError
 from tasks.compact_format import check_replaceable, write_compact
 from tasks.taskset import HALVES, MOST_OUTPUTS, Split, Task, TaskSet, numbered, some
@@ -77,6 +78,8 @@ def check_place(path):
     """Raises UserError where no task file may be written to this Path."""
     if path.name in ("", "..") or "\0" in path.name:
         raise UserError(f"{str(path)!r} is no name of a file: name the task file, such as tasks{ENDING}")
+    if not names.is_name(path.name):
+        raise UserError(f"{str(path)!r}: {names.RULE}; name the task file otherwise, such as tasks{ENDING}")
     if path.suffix != ENDING:
         raise UserError(f"{path} does not end in {ENDING}: name the task file {path.stem}{ENDING}")
     check_replaceable(path)

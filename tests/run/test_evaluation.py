@@ -107,7 +107,7 @@ class Foreign(torch.nn.Module):
 def test_a_foreign_learner_in_pieces(monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 16 * D)
     tasks = tasks_of([50])
-    learner = foreign.build(Foreign, D, C, 1, SimpleNamespace(minibatch_slots=1, cuda=False))
+    learner = foreign.build(Foreign, D, C, 1, SimpleNamespace(minibatch_slots=1, cuda=False, class_ranges=None))
     learner.module.train()
     found = Evaluator(dict(enumerate(tasks)), 2).evaluate(learner)
     assert learner.module.calls == [(False, False, n) for n in (16, 16, 16, 1, 8)]

@@ -50,4 +50,4 @@ def test_points(way, stops, go, tmp_path, boards):
     for t, row, seen in zip(saved["result_t"], saved["result_a"], saved["examples_seen"], strict=True):
         wanted |= {(f"accuracy/task {i:03d}", seen): value for i, value in enumerate(row)}
         wanted["accuracy/tasks seen", seen] = sum(row[: t + 1]) / (t + 1)
-    assert boards["board"] == wanted and len(wanted) > 20
+    assert boards[str(folder / "board")] == wanted and len(wanted) > 20

@@ -355,6 +355,12 @@ def test_what_is_no_name_of_a_file(path, tmp_path, monkeypatch):
         tasks.save(path, [pair()], [pair()])
 
 
+@pytest.mark.parametrize("name", ["two\nlines.npz", "\udcff.npz", "x" * 252 + ".npz"])
+def test_a_name_that_no_run_may_have(name, tmp_path):
+    with pytest.raises(UserError, match="a name has 1 to 255 characters that can be printed, and no /; name the task"):
+        tasks.save(tmp_path / name, [pair()], [pair()])
+
+
 def arrays_of(path):
     np.savez(path, about=np.zeros(3), x=pair()[0], y=pair()[1])
 
@@ -458,7 +464,7 @@ def test_what_is_packed_is_not_replaced(half, way, is_ours, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("folder", [".", "my runs", "-x", "it's $HOME"])
-@pytest.mark.parametrize("name", ["out.npz", "my tasks.npz", "-x.npz", "a'b;c.npz", "two\nlines.npz"])
+@pytest.mark.parametrize("name", ["out.npz", "my tasks.npz", "-x.npz", "a'b;c.npz", "[x]$.npz"])
 def test_the_command_that_is_printed_is_understood(folder, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.makedirs(folder, exist_ok=True)
